@@ -1,0 +1,71 @@
+"""The one lowered form of the TVM backend: kernels, the list of their calls, constants, an arena.
+
+Layouts and fusion groups are decided before it, on the IR; an emitter only prints it (shared library
+with a C API, firmware sources, cubin and launcher). No virtual machine and no graph at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effc.backends.tvm.layout import TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One function `void name(p0, p1, ..., int32 begin, int32 end)` over flat typed pointers.
+
+    It computes tasks [begin, end) of `tasks`; tasks are independent, so any partition of
+    [0, tasks) over threads, in any order, gives the same bits. Outputs come first in `params`,
+    then inputs, in the order of the call's arguments.
+    """
+
+    name: str
+    func: Any  # tvm.tirx.PrimFunc, built by effc.backends.tvm.tir.prim_func
+    tasks: int
+    params: tuple[TensorType, ...]
+    outputs: int = 1  # how many leading params are written
+    macs: int = 0
+    scratch_bytes: int = 0  # per-thread scratch, passed as one more leading uint8 pointer if > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kernel call. `args` are tensor names of the program, in the order of the kernel's params."""
+
+    kernel: str
+    args: tuple[str, ...]
+    nodes: tuple[str, ...]  # IR nodes that this call computes
+    template: str  # "conv2d", "depthwise", "gemm", "elementwise", ..., "tvm:<op>" for a fallback
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor that lives inside another one's storage, `offset` bytes in."""
+
+    base: str
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class Program:
+    """Everything that an emitter prints. Names of tensors are unique within the program."""
+
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    tensors: dict[str, TensorType] = field(default_factory=dict)
+    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # physical order, packed
+    views: dict[str, View] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    offsets: Mapping[str, int] = field(default_factory=dict)  # bytes into the arena
+    arena_bytes: int = 0
+
+    @property
+    def constant_bytes(self) -> int:
+        return sum(int(np.asarray(c).nbytes) for c in self.constants.values())

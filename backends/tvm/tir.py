@@ -1,0 +1,86 @@
+"""Building TIR by hand: loops, buffers, and functions that need no TVM at run time.
+
+A kernel is `void name(T0* p0, ..., int32 begin, int32 end)`. It is lowered by a short list of TIR passes
+to an LLVM object whose symbols a C compiler links like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx import transform
+
+Expr = Any
+Stmt = Any
+
+SERIAL, VECTORIZED, UNROLLED = (
+    tirx.ForKind.SERIAL,
+    tirx.ForKind.VECTORIZED,
+    tirx.ForKind.UNROLLED,
+)
+
+
+def seq(*stmts: Stmt) -> Stmt:
+    """One statement out of many; TIR forbids a sequence of one."""
+    return stmts[0] if len(stmts) == 1 else tirx.SeqStmt(list(stmts))
+
+
+def loop(
+    name: str, extent: Expr, body: Callable[[Expr], Stmt], kind: Any = SERIAL, begin: Expr = 0
+) -> Stmt:
+    """`for name in [begin, begin + extent)`."""
+    var = tirx.Var(name, "int32")
+    return tirx.For(var, begin, extent, kind, body(var))
+
+
+def buffer(name: str, elements: int, dtype: str, *, alignment: int = 64) -> Any:
+    """A flat buffer; `alignment` in bytes (tensors of the user's are only element-aligned)."""
+    return tirx.decl_buffer((elements,), dtype, name=name, data_alignment=alignment)
+
+
+def local(name: str, elements: int, dtype: str) -> Any:
+    """Registers or stack: LLVM promotes it to registers where every index is a constant."""
+    return tirx.decl_buffer((elements,), dtype, name=name, scope="local")
+
+
+def prim_func(
+    name: str, buffers: Sequence[Any], body: Callable[[Expr, Expr], Stmt], locals_: Sequence[Any] = ()
+) -> Any:
+    """The function `name(buffers..., begin, end)`; `body(begin, end)` gives its statement."""
+    begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
+    pointers = [
+        tirx.Var(f"{b.name}_ptr", tvm.ir.PointerType(tvm.ir.PrimType(b.dtype))) for b in buffers
+    ]
+    declared = [tirx.DeclBuffer(b, data=p) for b, p in zip(buffers, pointers, strict=True)]
+    inner = seq(*declared, *(tirx.AllocBuffer(b) for b in locals_), body(begin, end))
+    inner = tirx.AttrStmt(0, "device_id", tirx.IntImm("int32", 0), inner)
+    inner = tirx.AttrStmt(0, "device_type", tirx.IntImm("int32", 1), inner)
+    func = tirx.PrimFunc([*pointers, begin, end], inner)
+    return func.with_attr({"global_symbol": name, "tirx.noalias": True, "calling_conv": 0})
+
+
+_PASSES = (
+    transform.FlattenBuffer(),
+    transform.BF16ComputeLegalize(),
+    transform.NarrowDataType(32),
+    transform.VectorizeLoop(True),
+    transform.StorageRewrite(),
+    transform.UnrollLoop(),
+    transform.StmtSimplify(),
+    transform.RemoveNoOp(),
+    transform.CommonSubexprElim(),
+    transform.LowerIntrin(),
+)
+
+
+def llvm_module(funcs: Sequence[Any], target: Any) -> Any:
+    """Compile PrimFuncs for `target` (a tvm.target.Target of kind llvm, bound to itself as host)."""
+    mod = tvm.IRModule(
+        {f.attrs["global_symbol"]: f.with_attr("target", target) for f in funcs}
+    )
+    for p in _PASSES:
+        mod = p(mod)
+    return tvm.get_global_func("target.build.llvm")(mod, target)
