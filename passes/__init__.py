@@ -1,0 +1,58 @@
+"""The passes: one a file, listed here by id; users add theirs by entry point or by path."""
+
+from __future__ import annotations
+
+from effc.core.errors import ConfigError
+from effc.core.passinfra import Pass, Pipeline
+from effc.core.registry import Registry, load
+
+PASSES = Registry(
+    "pass",
+    "effc.passes",
+    {
+        # canonicalize
+        "convert-opset": "effc.passes.canonicalize.convert_opset:ConvertOpset",
+        "lift-constants": "effc.passes.canonicalize.lift_constants:LiftConstants",
+        "fold-constants": "effc.passes.canonicalize.fold_constants:FoldConstants",
+        "fold-shapes": "effc.passes.canonicalize.fold_shapes:FoldShapes",
+        "remove-identity": "effc.passes.canonicalize.remove_identity:RemoveIdentity",
+        "simplify-layout-ops": "effc.passes.canonicalize.simplify_layout_ops:SimplifyLayoutOps",
+        "eliminate-common-subexpressions": (
+            "effc.passes.canonicalize.eliminate_common_subexpressions:EliminateCommonSubexpressions"
+        ),
+        "eliminate-dead-code": "effc.passes.canonicalize.eliminate_dead_code:EliminateDeadCode",
+        # fuse
+        "fold-batch-norm": "effc.passes.fuse.fold_batch_norm:FoldBatchNorm",
+        "fold-bias": "effc.passes.fuse.fold_bias:FoldBias",
+        "fold-pad": "effc.passes.fuse.fold_pad:FoldPad",
+        "merge-linear": "effc.passes.fuse.merge_linear:MergeLinear",
+        "merge-parallel-branches": (
+            "effc.passes.fuse.merge_parallel_branches:MergeParallelBranches"
+        ),
+        "recognize-activations": "effc.passes.fuse.recognize_activations:RecognizeActivations",
+        "recognize-normalization": "effc.passes.fuse.recognize_normalization:RecognizeNormalization",
+        "recognize-attention": "effc.passes.fuse.recognize_attention:RecognizeAttention",
+    },
+)
+
+CANONICALIZE = (
+    "convert-opset,lift-constants,fold-constants,fold-shapes,remove-identity,simplify-layout-ops,"
+    "eliminate-common-subexpressions,eliminate-dead-code"
+)
+FUSE = (
+    "fold-batch-norm,fold-bias,fold-pad,merge-linear,merge-parallel-branches,"
+    "recognize-activations,recognize-normalization,recognize-attention,eliminate-dead-code"
+)
+
+
+def lookup(name: str) -> type[Pass]:
+    """The class of a pass: by id, or `file.py:Class` / `module:Class`."""
+    cls = load(name, "pass") if ":" in name else PASSES.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, Pass)):
+        raise ConfigError(f"pass {name!r} is not a subclass of effc.core.passinfra.Pass")
+    return cls
+
+
+def parse(text: str) -> Pipeline:
+    """Pipeline text -> pipeline, with built-in and plugged-in passes."""
+    return Pipeline.parse(text, lookup)

@@ -1,0 +1,79 @@
+"""What a backend is: from a model to the files of an artifact for one target."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import onnx_ir as ir
+
+from effc.core.errors import Problem
+from effc.core.measure import Device
+from effc.core.passinfra import Pipeline
+from effc.core.target import Target
+
+L = TypeVar("L")  # what the backend lowers to: Program, INetworkDefinition, MIL program, ModelProto
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether a toolchain is here; if not, why, and what to do about it."""
+
+    ok: bool
+    reason: str = ""
+    hint: str = ""
+    versions: Mapping[str, str] | None = None  # package -> version, when ok
+
+
+@dataclass(frozen=True, slots=True)
+class TuneBudget:
+    """How long tuning may take."""
+
+    seconds: float = 0.0
+    trials: int = 0
+
+
+class Backend(ABC, Generic[L]):
+    """Lowers a model to one kind of target. Stateless: options stand in the target."""
+
+    id: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def probe(cls) -> Availability:
+        """Say whether the toolchain is here. Never raises; imports the toolchain inside."""
+
+    @abstractmethod
+    def legalize(self, target: Target) -> Pipeline:
+        """The passes that make any valid model lowerable to `target`."""
+
+    @abstractmethod
+    def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
+        """Every node that `lower` would refuse, within seconds and without compiling."""
+
+    @abstractmethod
+    def lower(self, model: ir.Model, target: Target) -> L:
+        """Lower the legalized `model`, which it leaves alone; UnsupportedOpError lists every problem."""
+
+    def tune(self, lowered: L, target: Target, budget: TuneBudget, device: Device) -> L:
+        """A faster `lowered` within `budget`; by default the same."""
+        return lowered
+
+    @abstractmethod
+    def compile(self, lowered: L, target: Target, out: Path) -> Mapping[str, Path]:
+        """Write the deployable files below the folder `out`; role ("library", "header", ...) -> path."""
+
+    @abstractmethod
+    def devices(self, target: Target) -> Iterable[Device]:
+        """Where an artifact for `target` can run from here; empty when nowhere."""
+
+    def why_no_device(self, target: Target) -> str:
+        """The reason when `devices` is empty: it stands in the verdict `not run`."""
+        return f"no device for {target.profile.name} is reachable from this machine"
+
+    def describe(self, lowered: L) -> dict[str, Any]:
+        """Facts for the report: calls by template, arena and constant bytes, fallbacks, ..."""
+        return {}
