@@ -1,0 +1,222 @@
+"""What an operator is to the lowering: a rule over scalars, or a kernel of its own.
+
+A *rule* maps the lazy values of a node's inputs to those of its outputs: elementwise operators and
+pure data movement. Rules compose, so a chain of them is one kernel, or the epilogue of one. A *kernel
+builder* makes the kernel of an operator that has to see many elements (reductions, normalizations, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from effc.backends.tvm.layout import PLAIN, Layout, TensorType
+from effc.backends.tvm.program import Kernel
+
+Expr = Any
+Lazy = Callable[[tuple[Expr, ...]], Expr]
+"""Logical index -> scalar expression of the tensor's dtype (TIR `bool` for ONNX bool)."""
+
+
+class Refused(Exception):
+    """This operator can't be lowered with these attributes, types or shapes; says why and what to do.
+
+    The lowering turns it into a `Problem` located at the node.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+
+
+@dataclass(frozen=True, slots=True)
+class OpNode:
+    """A node as rules see it. Shapes are static; an absent optional input is None in `inputs`."""
+
+    op_type: str
+    domain: str
+    name: str
+    attributes: Mapping[str, Any]
+    inputs: tuple[TensorType | None, ...]
+    outputs: tuple[TensorType, ...]
+    constants: Mapping[int, npt.NDArray[Any]] = field(default_factory=dict)  # logical order
+    opset: int = 0  # of the operator's domain; 0: the newest
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """The value of an attribute, strings decoded."""
+        value = self.attributes.get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def has(self, i: int) -> bool:
+        """Whether input `i` is given."""
+        return i < len(self.inputs) and self.inputs[i] is not None
+
+    def input(self, i: int) -> TensorType:
+        """The type of a required input."""
+        found = self.inputs[i] if i < len(self.inputs) else None
+        if found is None:
+            raise Refused(f"input {i} is missing", "give the input that the operator requires")
+        return found
+
+    def const(self, i: int, what: str) -> npt.NDArray[Any] | None:
+        """The value of input `i`, which must be constant; None where the input is absent."""
+        if not self.has(i):
+            return None
+        if i not in self.constants:
+            raise Refused(
+                f"{what} (input {i}) is computed at run time",
+                f"make {what} a constant: fix the input shapes (--shape) so that it folds",
+            )
+        return np.asarray(self.constants[i])
+
+    def required(self, i: int, what: str) -> npt.NDArray[Any]:
+        """The value of the required constant input `i`."""
+        value = self.const(i, what)
+        if value is None:
+            raise Refused(f"{what} (input {i}) is missing", f"give {what} as a constant")
+        return value
+
+    def newer(self, opset: int) -> bool:
+        """Whether the node follows the operator's text of this opset, or of a later one."""
+        return not self.opset or self.opset >= opset
+
+
+Rule = Callable[[OpNode, Sequence[Lazy | None]], "Lazy | tuple[Lazy, ...]"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuleEntry:
+    """A registered rule. `static` inputs are read at compile time only and are no operands of a kernel.
+
+    `kind`: "elementwise" (output index = input index, up to broadcasting), or "map" (data movement).
+    `cost`: about how many vector instructions an element takes; a value read by several consumers is
+    recomputed in each only where it is cheap.
+    """
+
+    run: Rule
+    static: tuple[int, ...]
+    kind: str
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The layouts in which a kernel takes its operands (non-static inputs) and gives its outputs."""
+
+    inputs: tuple[Layout, ...]
+    outputs: tuple[Layout, ...]
+
+
+KernelBuilder = Callable[..., Kernel]
+"""`(node, name, isa, epilogue) -> Kernel`. Params: outputs, operands (the given non-static inputs in
+order), then the epilogue's own operands. The types in `node` carry the planned layouts. The epilogue
+(kernels/epilogue.py) applies to output 0 at its logical index; builders whose entry says `fuses=False`
+get the identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEntry:
+    """A registered kernel builder. `wants(node, block)` gives the layouts it is best at for `node`."""
+
+    build: KernelBuilder
+    static: tuple[int, ...]
+    fuses: bool
+    wants: Callable[[OpNode, int], Wanted]
+
+
+RULES: dict[str, RuleEntry] = {}
+KERNELS: dict[str, KernelEntry] = {}
+
+
+def _key(op_type: str, domain: str) -> str:
+    return op_type if domain in ("", "ai.onnx") else f"{domain}::{op_type}"
+
+
+def rule(
+    *op_types: str, static: Sequence[int] = (), kind: str = "elementwise", cost: int = 1
+) -> Callable[[Rule], Rule]:
+    """Register a rule for these operators."""
+
+    def register(run: Rule) -> Rule:
+        for op_type in op_types:
+            RULES[op_type] = RuleEntry(run, tuple(static), kind, cost)
+        return run
+
+    return register
+
+
+def operands(node: OpNode) -> tuple[int, ...]:
+    """The indices of the inputs that a kernel of `node` reads at run time, in order."""
+    entry = RULES.get(_key(node.op_type, node.domain)) or KERNELS.get(
+        _key(node.op_type, node.domain)
+    )
+    static = entry.static if entry else ()
+    return tuple(i for i, t in enumerate(node.inputs) if t is not None and i not in static)
+
+
+def all_plain(node: OpNode, block: int) -> Wanted:
+    """Every operand and output plain."""
+    return Wanted((PLAIN,) * len(operands(node)), (PLAIN,) * len(node.outputs))
+
+
+def kernel(
+    *op_types: str,
+    static: Sequence[int] = (),
+    fuses: bool = False,
+    wants: Callable[[OpNode, int], Wanted] = all_plain,
+) -> Callable[[KernelBuilder], KernelBuilder]:
+    """Register a kernel builder for these operators."""
+
+    def register(build: KernelBuilder) -> KernelBuilder:
+        for op_type in op_types:
+            KERNELS[op_type] = KernelEntry(build, tuple(static), fuses, wants)
+        return build
+
+    return register
+
+
+def find_rule(node: OpNode) -> RuleEntry | None:
+    """The rule of the node's operator, if it has one."""
+    return RULES.get(_key(node.op_type, node.domain))
+
+
+def find_kernel(node: OpNode) -> KernelEntry | None:
+    """The kernel builder of the node's operator, if it has one."""
+    return KERNELS.get(_key(node.op_type, node.domain))
+
+
+def apply_rule(node: OpNode, inputs: Sequence[Lazy | None]) -> tuple[Lazy, ...]:
+    """The lazy outputs of `node`; raises Refused with the reason."""
+    entry = find_rule(node)
+    if entry is None:
+        raise Refused(f"no rule for {node.op_type}")
+    out = entry.run(node, inputs)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def storage_dtype(dtype: str) -> str:
+    """The TIR dtype of a tensor's elements in memory."""
+    return "uint8" if dtype == "bool" else dtype
+
+
+def load(buffer: Any, tensor: TensorType) -> Lazy:
+    """Reads `tensor` from the flat `buffer`."""
+
+    def read(index: tuple[Expr, ...]) -> Expr:
+        value = tirx.BufferLoad(buffer, [tensor.layout.flat_index(tensor.shape, index)])
+        return value != tirx.const(0, "uint8") if tensor.dtype == "bool" else value
+
+    return read
+
+
+def stored(value: Expr, dtype: str) -> Expr:
+    """`value` as it is written to a tensor of `dtype`."""
+    if dtype == "bool":
+        return tirx.Select(value, tirx.const(1, "uint8"), tirx.const(0, "uint8"))
+    return value
