@@ -48,7 +48,7 @@ class OnnxRuntimeRunner(Runner):
             )
         except Exception as error:  # onnxruntime raises a type of its own for every status code
             raise FrontendError(
-                f"onnxruntime can't run the model: {_first_line(error)}",
+                f"onnxruntime can't run the model: {first_line(error)}",
                 hint="goldens come from onnxruntime: the model must run there",
             ) from error
         return self
@@ -88,7 +88,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             values = self.session.run(names, dict(feeds))
         except Exception as error:  # onnxruntime raises a type of its own for every status code
-            raise FrontendError(f"onnxruntime can't run the model: {_first_line(error)}") from error
+            raise FrontendError(f"onnxruntime can't run the model: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def time(self, feeds: Feeds, repeats: int) -> Measurement:
@@ -137,5 +137,6 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[An
     return rng.standard_normal(shape).astype(dtype)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a message that goes on for many."""
     return str(error).strip().splitlines()[0][:300]

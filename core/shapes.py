@@ -80,7 +80,7 @@ def _serialize(graph: ir.Graph, proto: onnx.GraphProto) -> None:
             proto.initializer[-1].name = name
         else:
             typed = ir.Value(
-                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype)
+                name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
             )
             ir.serde.serialize_value_into(proto.input.add(), typed)
     for node in graph:
