@@ -46,6 +46,10 @@ class Backend(ABC, Generic[L]):
     def probe(cls) -> Availability:
         """Say whether the toolchain is here. Never raises; imports the toolchain inside."""
 
+    def accepts(self, target: Target) -> Availability:
+        """Whether this backend can build for `target` here: its processor, its precision, its tools."""
+        return Availability(True)
+
     @abstractmethod
     def legalize(self, target: Target) -> Pipeline:
         """The passes that make any valid model lowerable to `target`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -94,6 +94,36 @@ class LayerTime(msgspec.Struct, frozen=True):
     template: str
     nodes: tuple[str, ...]
     seconds: float
+
+
+def interleaved(
+    runners: Sequence[Runner],
+    feeds: Feeds,
+    *,
+    seconds: float = 2.0,
+    rounds: int = 10,
+    on_round: Callable[[int, int], None] | None = None,
+) -> list[Measurement]:
+    """Time `runners`, already entered, in turn (A B A B ...), so that a machine whose speed drifts is fair.
+
+    Every runner first gets one warm-up burst, which also sets its burst length: all bursts together take
+    about `seconds`, split over `rounds`. `on_round(done, rounds)` reports progress.
+    """
+    share = seconds / (rounds * max(len(runners), 1))
+    repeats = []
+    for runner in runners:
+        once = runner.time(feeds, 3).median or 1e-6
+        repeats.append(max(1, min(1000, int(share / once))))
+    parts: list[list[Measurement]] = [[] for _ in runners]
+    for done in range(rounds):
+        for runner, count, part in zip(runners, repeats, parts, strict=True):
+            part.append(runner.time(feeds, count))
+        if on_round is not None:
+            on_round(done + 1, rounds)
+    return [
+        msgspec.structs.replace(part[0], seconds=tuple(s for m in part for s in m.seconds))
+        for part in parts
+    ]
 
 
 class Device(Protocol):
