@@ -1,0 +1,64 @@
+"""The verdict follows the promise; what is missing, misshapen or not finite never passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from effc.core.passinfra import Effect
+from effc.core.verify import compare_outputs, judge
+
+GOLDEN = {"y": np.linspace(-2, 2, 101, dtype=np.float32)}
+
+
+def shifted(by: float) -> dict[str, np.ndarray]:
+    return {"y": GOLDEN["y"] + np.float32(by)}
+
+
+@pytest.mark.parametrize(
+    ("by", "effect", "status"),
+    [
+        (0.0, Effect.EXACT, "passed"),
+        (1e-4, Effect.EXACT, "passed"),
+        (1e-3, Effect.EXACT, "failed"),
+        (1e-3, Effect.ROUNDED, "passed"),
+        (0.5, Effect.ROUNDED, "failed"),
+        (0.5, Effect.LOSSY, "passed"),
+        (float("nan"), Effect.LOSSY, "failed"),
+        (float("nan"), Effect.ROUNDED, "failed"),
+        (float("nan"), Effect.EXACT, "failed"),
+        (float("inf"), Effect.EXACT, "failed"),
+    ],
+)
+def test_judge(by: float, effect: Effect, status: str) -> None:
+    assert judge([GOLDEN], [shifted(by)], effect).status == status
+
+
+@pytest.mark.parametrize("effect", list(Effect))
+def test_a_missing_or_misshapen_output_fails(effect: Effect) -> None:
+    assert judge([GOLDEN], [{}], effect).status == "failed"
+    assert judge([GOLDEN], [{"y": GOLDEN["y"][:50]}], effect).status == "failed"
+
+
+def test_integers_must_be_equal() -> None:
+    golden = {"i": np.arange(1000)}
+    wrong = {"i": np.arange(1000)}
+    wrong["i"][3] += 1
+    assert judge([golden], [golden], Effect.EXACT).status == "passed"
+    assert judge([golden], [wrong], Effect.EXACT).status == "failed"
+
+
+def test_nan_and_inf_where_the_golden_has_them_are_right() -> None:
+    golden = {"y": np.array([1.0, np.nan, np.inf, -np.inf], np.float32)}
+    assert judge([golden], [golden], Effect.EXACT).status == "passed"
+    assert (
+        judge([golden], [{"y": np.array([1, 2, np.inf, -np.inf])}], Effect.EXACT).status == "failed"
+    )
+
+
+def test_errors_are_taken_over_all_samples_and_by_the_range_of_the_output() -> None:
+    (error,) = compare_outputs([GOLDEN, GOLDEN], [shifted(0), shifted(0.2)])
+    assert error.max_abs == pytest.approx(0.2, rel=1e-5)
+    assert error.max_rel == pytest.approx(0.1, rel=1e-5)
+    signal, noise = float((GOLDEN["y"].astype(float) ** 2).sum() * 2), 0.04 * 101
+    assert error.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=1e-3)
