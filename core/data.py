@@ -1,11 +1,23 @@
-"""Samples: the inputs for calibration, goldens and evaluation, and how pictures become tensors."""
+"""Samples: the inputs for calibration, goldens and evaluation, streamed and with their labels.
+
+A sample set is a folder or tar of pictures (core/pictures.py), an npz, npy or single picture
+(core/arrays.py), or made up from the input's types here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
-from effc.core.measure import Feeds
+import numpy as np
+
+from effc.core.artifact import TensorSpec
+from effc.core.errors import ConfigError
+from effc.core.measure import Array, Feeds
+from effc.core.preprocess import Preprocess
 
 
 class Samples(Protocol):
@@ -22,3 +34,107 @@ class Samples(Protocol):
     def synthetic(self) -> bool:
         """Whether the samples were made up: the report says so."""
         ...
+
+
+class LabelledSamples(Samples, Protocol):
+    """Samples that may know the right answer."""
+
+    def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
+        """The feeds with their class index, None where no label is known."""
+        ...
+
+
+class SyntheticSamples:
+    """Made-up inputs: standard normal floats, integers in -4..4 (0..4 unsigned), coin-flip booleans."""
+
+    synthetic = True
+
+    def __init__(self, inputs: Sequence[TensorSpec], *, count: int, seed: int = 0) -> None:
+        self.inputs = tuple(inputs)
+        self.count = count
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Feeds]:
+        rng = np.random.default_rng(self.seed)
+        for _ in range(self.count):
+            yield {spec.name: _random(rng, spec) for spec in self.inputs}
+
+    def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
+        """Made-up inputs have no labels."""
+        return ((feeds, None) for feeds in self)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"synthetic:{self.count}:{self.seed}:{fingerprint(self.inputs, None)}"
+
+
+class FirstSamples:
+    """The first `count` of other samples."""
+
+    def __init__(self, samples: LabelledSamples, count: int) -> None:
+        self.samples = samples
+        self.count = min(count, len(samples))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return islice(iter(self.samples), self.count)
+
+    def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
+        """The first feeds with their labels."""
+        return islice(self.samples.labelled(), self.count)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.samples.fingerprint}[:{self.count}]"
+
+    @property
+    def synthetic(self) -> bool:
+        return self.samples.synthetic
+
+
+def open_samples(
+    path: Path, inputs: Sequence[TensorSpec], preprocess: Preprocess | None = None
+) -> LabelledSamples:
+    """The samples that `path` holds, for a model with these `inputs`.
+
+    A folder or tar of pictures, an npz or npy of arrays, or one picture; see the classes for what each
+    means. ConfigError where it is none of these, or does not fit the inputs.
+    """
+    from effc.core.arrays import ArraySamples
+    from effc.core.pictures import PictureFolder, PictureTar, SinglePicture
+
+    name = path.name.lower()
+    if path.is_dir():
+        return PictureFolder(path, inputs, preprocess)
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise ConfigError(
+            f"samples {str(path)!r}: {what}",
+            hint="give a folder or tar of pictures, an npz, an npy, or one picture",
+        )
+    if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
+        return PictureTar(path, inputs, preprocess)
+    if name.endswith((".npz", ".npy")):
+        return ArraySamples(path, inputs, preprocess)
+    return SinglePicture(path, inputs, preprocess)
+
+
+def fingerprint(inputs: Sequence[TensorSpec], preprocess: Preprocess | None) -> str:
+    """What decides, beside the files, which tensors come out of them."""
+    text = ";".join(f"{s.name}:{s.dtype}:{s.shape}" for s in inputs) + f"|{preprocess or ''}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _random(rng: np.random.Generator, spec: TensorSpec) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if dtype == np.bool_:
+        return rng.random(spec.shape) < 0.5
+    if dtype.kind in "iu":
+        low = max(int(np.iinfo(dtype).min), -4)
+        return rng.integers(low, 4, spec.shape, endpoint=True).astype(dtype)
+    return rng.standard_normal(spec.shape).astype(dtype)
