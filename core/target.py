@@ -13,7 +13,9 @@ class Number(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A figure and where it comes from."""
 
     value: float
-    basis: Literal["measured", "datasheet"]
+    basis: Literal[
+        "measured", "datasheet"
+    ]  # a datasheet's figure may be computed: `source` says how
     source: str  # the document, or the command that measured it
 
 
@@ -36,7 +38,8 @@ class HardwareProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     triple: str  # LLVM target triple, e.g. "x86_64-linux-gnu"
     mcpu: str = ""  # LLVM -mcpu
     features: tuple[str, ...] = ()  # ISA features by LLVM's names, e.g. "avx512vnni"
-    cores: int = 1
+    source: str = ""  # the document that `cores` and `features` come from; a TOML must name it
+    cores: int = 1  # CPU cores that compute; streaming multiprocessors of a GPU
     frequency: Number | None = None  # Hz
     memories: tuple[Memory, ...] = ()
     peak: Mapping[str, Number] = {}  # dtype -> multiply-accumulates per second, all cores
