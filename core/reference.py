@@ -130,7 +130,7 @@ def random_feeds(model: ir.Model, count: int, seed: int = 0) -> list[dict[str, A
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if dtype == np.bool_:
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)  # of shape () it would be no array
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
         return rng.integers(max(info.min, -4), min(info.max, 4), shape, endpoint=True).astype(dtype)
