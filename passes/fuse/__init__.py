@@ -1,0 +1,1 @@
+"""Fusion: fewer and cheaper operators that compute the same function."""

@@ -1,0 +1,111 @@
+"""Fold an inference batch norm into the linear operator before or behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from effc.core.ir import Array, attr, sole_use
+from effc.core.passinfra import Effect
+from effc.core.rewrite import Rule
+from effc.passes.fuse.linear import Linear, find_linear
+from effc.passes.fuse.rewriting import RewritePass, bypass, known, rank_of
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm(RewritePass):
+    """BN(W x + b) -> (s W) x + (s b + t) and W BN(x) + b -> (W s) x + (W t + b).
+
+    s = gamma / sqrt(var + eps), t = beta - s mean.
+
+    Into Conv, ConvTranspose, Gemm and MatMul with constant weights, also through transposes and
+    reshapes that keep the channel axis. Behind the norm: only where the operator reads no padding
+    (padding is zero after the norm, not before it) or t = 0. Weights that others read too are copied.
+    Computed in float64, then rounded to the weight's type.
+
+    Declines: training mode, computed parameters, an intermediate result that something else reads,
+    var + eps <= 0 or any number that is not finite (also after rounding). A norm that nothing can
+    absorb stays a norm.
+
+    Source: Jacob et al., arXiv 1712.05877, section 3.2.
+    """
+
+    id: ClassVar[str] = "fold-batch-norm"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def rules(self, opset: int) -> Iterable[Rule]:
+        return (_IntoProducer(), _IntoConsumer())
+
+
+def affine(norm: ir.Node) -> tuple[Array, Array] | None:
+    """Scale and shift, float64 [C], of a BatchNormalization in inference mode; None if it has none."""
+    if attr(norm, "training_mode", 0) or any(
+        o.uses() or o.is_graph_output() for o in norm.outputs[1:]
+    ):
+        return None
+    parameters = [known(v) for v in norm.inputs[1:5]]
+    if len(parameters) != 4 or any(p is None for p in parameters):
+        return None
+    gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
+    with np.errstate(all="ignore"):
+        scale = gamma / np.sqrt(variance + attr(norm, "epsilon", 1e-5))
+        shift = beta - scale * mean
+    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        return None
+    channels = max(p.size for p in (scale, shift))
+    return np.broadcast_to(scale, (channels,)), np.broadcast_to(shift, (channels,))
+
+
+class _IntoProducer:
+    roots: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
+
+    def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
+        x = node.inputs[0]
+        if x is None or x.producer() is None or sole_use(x) is not node:
+            return None
+        numbers = affine(node)
+        linear = find_linear(x, 1)
+        if numbers is None or linear is None or linear.outputs != numbers[0].size:
+            return None
+        linear.scale_outputs(numbers[0])
+        linear.shift_outputs(numbers[1])
+        if not linear.commit():
+            return None
+        x = node.inputs[0]  # commit may have put an Add behind a MatMul
+        assert x is not None
+        bypass(node, x)
+        return (linear.node,)
+
+
+class _IntoConsumer:
+    roots: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
+
+    def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
+        reader = sole_use(node.outputs[0])
+        x = node.inputs[0]
+        linear = Linear.read(reader)
+        if x is None or reader is None or linear is None or linear.node is not reader:
+            return None
+        numbers = affine(node)
+        if numbers is None or reader.inputs[0] is not node.outputs[0]:
+            return None
+        scale, shift = numbers
+        if not linear.conv:
+            # the norm's channels are on axis 1; a product sums over its last axis (Gemm: see transA)
+            if rank_of(node.outputs[0]) != 2 or attr(reader, "transA", 0):
+                return None
+        if linear.inputs != scale.size:
+            return None
+        if shift.any():
+            if not linear.shift_inputs_is_exact():
+                return None
+            linear.shift_inputs(shift)
+        linear.scale_inputs(scale)
+        if not linear.commit():
+            return None
+        bypass(node, x)
+        return (linear.node,)
