@@ -1,71 +1,84 @@
-"""What of an instruction set the kernels have to know: vector lanes, registers, and LLVM's names."""
+"""Vector instruction sets as kernels see them, read off a hardware profile or off this machine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-import tvm
-from tvm.target import codegen
+from effc.core.errors import ConfigError
+from effc.core.host import detect_host
+from effc.core.target import HardwareProfile
 
 
 @dataclass(frozen=True, slots=True)
 class Isa:
-    """`lanes` are float32 lanes of a vector register; `l1` and `l2` are bytes of data cache a core."""
+    """`lanes` float32 elements to a vector register, `registers` of them; also the channel block."""
 
-    name: str
+    name: str  # "avx512", "avx2", "sse", "neon"
     lanes: int
     registers: int
+    triple: str
     mcpu: str
-    triple: str = "x86_64-linux-gnu"
-    features: tuple[str, ...] = ()  # LLVM's names, added to those of `mcpu`
+    features: tuple[str, ...] = ()  # LLVM's names
     fma: bool = True
-    broadcast_operand: bool = False  # a scalar in memory can be an operand of a vector FMA
-    l1: int = 32 * 1024
-    l2: int = 1024 * 1024
+
+    def has(self, feature: str) -> bool:
+        """Whether LLVM's `feature` (such as "avx512vnni", "dotprod") may be used."""
+        return feature in self.features
 
     def target(self) -> Any:
-        """The tvm target, its own host."""
-        return _target(self.triple, self.mcpu, self.features)
+        """The tvm.target.Target to compile for, bound to itself as host."""
+        return _target(self)
 
 
-@lru_cache(maxsize=64)
-def _target(triple: str, mcpu: str, features: tuple[str, ...]) -> Any:
-    described: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu}
-    if features:
-        described["mattr"] = [f if f[0] in "+-" else f"+{f}" for f in features]
-    target = tvm.target.Target(described)
-    return target.with_host(target)
+@cache
+def _target(isa: Isa) -> Any:
+    import tvm
+
+    # 512-bit registers are asked for by every kernel that says 16 lanes; LLVM's caution about their
+    # clock (`prefer-256-bit`) is for code that it vectorizes itself
+    tuning = ["-prefer-256-bit"] if isa.name == "avx512" else []
+    spec = {
+        "kind": "llvm",
+        "mtriple": isa.triple,
+        "mcpu": isa.mcpu,
+        "mattr": [*(f"+{f}" for f in isa.features), *tuning],
+    }
+    return tvm.target.Target(spec, host=spec)
 
 
-def isa_of(
-    mcpu: str,
-    triple: str = "x86_64-linux-gnu",
-    features: tuple[str, ...] = (),
-    *,
-    l1: int = 32 * 1024,
-    l2: int = 1024 * 1024,
-) -> Isa:
-    """The ISA of an LLVM processor name; `mcpu` may be empty where `features` say it all."""
-    target = _target(triple, mcpu, features)
-
-    def has(feature: str) -> bool:
-        return bool(codegen.target_has_features(feature, target))
-
-    if triple.startswith(("x86_64", "i686")):
-        if has("avx512f") and has("avx512vl"):
-            facts = ("avx512", 16, 32, True, True)
-        elif has("avx"):
-            facts = ("avx2" if has("avx2") else "avx", 8, 16, has("fma"), False)
-        else:
-            facts = ("sse", 4, 16, False, False)
-    else:
-        facts = ("neon", 4, 32, True, True)
-    name, lanes, registers, fma, broadcast = facts
-    return Isa(name, lanes, registers, mcpu, triple, features, fma, broadcast, l1, l2)
+_X86_LEVELS = (  # name, lanes, registers, what it needs, fma
+    ("avx512", 16, 32, {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, True),
+    ("avx2", 8, 16, {"avx2", "fma"}, True),
+    ("sse", 4, 16, set[str](), False),
+)
 
 
-def host_mcpu() -> str:
-    """LLVM's name of the processor that this runs on."""
-    return str(codegen.llvm_get_system_cpu())
+def isa_of(profile: HardwareProfile) -> Isa:
+    """The instruction set that code for `profile` may use. ConfigError where there is none here."""
+    arch = profile.triple.partition("-")[0]
+    features = set(profile.features)
+    if arch in ("x86_64", "amd64"):
+        for name, lanes, registers, needs, fma in _X86_LEVELS:
+            if needs <= features:
+                mcpu = profile.mcpu or "x86-64"
+                return Isa(name, lanes, registers, profile.triple, mcpu, profile.features, fma)
+    if arch in ("aarch64", "arm64"):
+        mcpu = profile.mcpu or "generic"
+        return Isa("neon", 4, 32, profile.triple, mcpu, profile.features)
+    raise ConfigError(
+        f"target {profile.name!r}: the triple {profile.triple!r} is neither x86-64 nor AArch64",
+        hint="this backend's kernels are written for those two",
+    )
+
+
+def host_isa() -> Isa:
+    """The instruction set of this machine."""
+    return isa_of(detect_host())
+
+
+def runs_on(wanted: Isa, here: Isa) -> bool:
+    """Whether code for `wanted` runs on a machine of `here`: same architecture, no feature missing."""
+    same = wanted.triple.partition("-")[0] == here.triple.partition("-")[0]
+    return same and set(wanted.features) <= set(here.features)
