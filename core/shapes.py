@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
 
+from effc.core.artifact import TensorSpec
 from effc.core.errors import ConfigError, FrontendError
+from effc.core.ir import shape_of
 
 # larger initializers travel to the inference as types only: it reads values only of shapes and axes
 _KEEP_BYTES = 4096
@@ -36,6 +38,20 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
                 hint="only dynamic dimensions can be chosen",
             )
         value.shape = ir.Shape(shape)
+
+
+def static_specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a graph as their user sees them; ConfigError where a shape is dynamic."""
+    specs = []
+    for v in values:
+        shape = shape_of(v)
+        if shape is None or v.dtype is None:
+            raise ConfigError(
+                f"{v.name!r} has the dynamic shape {v.shape}: an artifact has static shapes",
+                hint=f"fix it with --shape INPUT=1,3,224,224 (it depends on {v.name!r})",
+            )
+        specs.append(TensorSpec(str(v.name), v.dtype.numpy().name, shape))
+    return tuple(specs)
 
 
 def infer_shapes(model: ir.Model) -> None:

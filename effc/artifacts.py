@@ -62,7 +62,7 @@ def seal(
 ) -> tuple[Artifact, Path]:
     """Write the manifest last and put the staged `folder` in the place of `out`, in one step.
 
-    With `pack` the place is a file; it gets the suffix `.effc` if it has none, and the artifact's path is
+    With `pack` the place is a file; it gets the suffix `.effc` if it lacks it, and the artifact's path is
     that file. An artifact that stood there before is gone only after the new one stands.
     """
     try:
@@ -147,7 +147,7 @@ def is_artifact(path: Path) -> bool:
 
 def packed_path(out: Path) -> Path:
     """The file that `--pack -o out` writes."""
-    return out if out.suffix else out.with_name(out.name + SUFFIX)
+    return out if out.suffix == SUFFIX else out.with_name(out.name + SUFFIX)
 
 
 def refuse_foreign(out: Path, *, pack: bool) -> None:
@@ -241,9 +241,10 @@ def _write_pack(folder: Path, manifest: Manifest, packed: Path) -> None:
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             info.external_attr = (stat.S_IFREG | 0o644) << 16
             info.create_system = 3
+            info.file_size = (folder / name).stat().st_size  # decides whether zip64 is needed
             with (
                 (folder / name).open("rb") as source,
-                archive.open(info, "w", force_zip64=False) as sink,
+                archive.open(info, "w") as sink,
             ):
                 shutil.copyfileobj(source, sink, 1 << 20)
 

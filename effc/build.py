@@ -19,16 +19,15 @@ from effc.backends import BACKENDS, make_backend
 from effc.core.artifact import Artifact, Manifest, PassEntry, TensorSpec, Verdict, sha256_file
 from effc.core.backend import Backend, TuneBudget
 from effc.core.check import check_model
-from effc.core.data import Samples, SyntheticSamples
+from effc.core.data import Samples, SyntheticSamples, open_samples
 from effc.core.errors import BackendUnavailable, ConfigError, VerificationError
 from effc.core.instruments import DumpAfterEach, VerifyEach, first_broken_pass
-from effc.core.ir import shape_of
 from effc.core.measure import Array, Device, Feeds, Measurement, interleaved
 from effc.core.passinfra import Effect, Instrument, Pass, PassContext, PassRecord, Pipeline
 from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
 from effc.core.reference import OnnxRuntimeRunner, record_goldens
-from effc.core.shapes import fix_shapes, infer_shapes
+from effc.core.shapes import fix_shapes, infer_shapes, static_specs
 from effc.core.target import Target
 from effc.core.verify import judge
 from effc.sources import load
@@ -48,7 +47,7 @@ class BuildOptions:
     precision: str = "fp32"
     backend: str = ""  # "" is the backend of the target's profile
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    samples: Samples | None = None
+    samples: Samples | Path | None = None  # a path is opened for the inputs of the model
     preprocess: Preprocess | None = None
     pipeline: str = ""  # replaces the default passes
     passes: tuple[str, ...] = ()  # appended to the pipeline: `id{options}` or `file.py:Class`
@@ -96,14 +95,15 @@ def build(
     fix_shapes(loaded.model, options.shapes)
     infer_shapes(loaded.model)
     model = loaded.model.clone()
-    inputs, outputs = _specs(model.graph.inputs), _specs(model.graph.outputs)
+    inputs, outputs = static_specs(model.graph.inputs), static_specs(model.graph.outputs)
 
     progress("record goldens", 0.05)
-    samples = options.samples or SyntheticSamples(inputs, count=GOLDENS, seed=options.seed)
+    given = _samples(options, inputs)
+    samples = given or SyntheticSamples(inputs, count=GOLDENS, seed=options.seed)
     feeds = list(islice(samples, GOLDENS))
     goldens = record_goldens(model, feeds)
 
-    context = PassContext(chosen, options.samples, options.seed)
+    context = PassContext(chosen, given, options.seed)
     records = pipeline.run(
         model, context, [*_instruments(options, feeds), _PassProgress(progress, 0.1, 0.3, pipeline)]
     )
@@ -217,17 +217,10 @@ def _pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> P
     return kept + passes.parse(",".join(options.passes)) + backend.legalize(target)
 
 
-def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
-    specs = []
-    for v in values:
-        shape = shape_of(v)
-        if shape is None or v.dtype is None:
-            raise ConfigError(
-                f"{v.name!r} has the dynamic shape {v.shape}: an artifact has static shapes",
-                hint=f"fix it with --shape INPUT=1,3,224,224 (it depends on {v.name!r})",
-            )
-        specs.append(TensorSpec(str(v.name), v.dtype.numpy().name, shape))
-    return tuple(specs)
+def _samples(options: BuildOptions, inputs: Sequence[TensorSpec]) -> Samples | None:
+    if isinstance(options.samples, Path):
+        return open_samples(options.samples, inputs, options.preprocess)
+    return options.samples
 
 
 def _instruments(options: BuildOptions, feeds: Sequence[Feeds]) -> list[Instrument]:
