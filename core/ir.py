@@ -12,6 +12,12 @@ import onnx_ir as ir
 
 Array = npt.NDArray[Any]
 
+# What convert-opset brings every model to, so that passes and backends know one form of each operator.
+# 23 is the newest that the oldest onnxruntime and onnx we support know, and holds Attention,
+# RMSNormalization, LayerNormalization and Gelu.
+WORKING_OPSET = 23
+WORKING_IR_VERSION = 11
+
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
     """Whether `node` is one of these operators of the standard ONNX domain."""
@@ -97,6 +103,20 @@ def replace(old: ir.Value, new: ir.Value) -> None:
         name, old.name = old.name, f"{old.name}.replaced"
         new.name = name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def replaceable(old: ir.Value, new: ir.Value) -> bool:
+    """Whether `replace(old, new)` keeps the graph's outputs: their names, and that a node makes them.
+
+    False where `old` is a graph output and `new` an input, an initializer, an output already, or a
+    value of another graph.
+    """
+    if not old.is_graph_output():
+        return True
+    producer, made = new.producer(), old.producer()
+    if producer is None or made is None or new.is_graph_output():
+        return False
+    return producer.graph is made.graph
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:

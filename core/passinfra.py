@@ -63,6 +63,24 @@ class Pass(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat(Pass):
+    """A mark in a pipeline: go back to its start, or to behind the last such mark, until a round changes nothing.
+
+    `limit` bounds the rounds. Alone, outside `Pipeline.run`, it does nothing.
+    """
+
+    id: ClassVar[str] = "repeat"
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    limit: int = dataclasses.field(
+        default=8, metadata={"help": "how many rounds at most", "unit": "rounds"}
+    )
+
+    def run(self, model: ir.Model, ctx: PassContext) -> int:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
 class PassRecord:
     """What one pass did, as it stands in the manifest."""
 
@@ -106,35 +124,62 @@ class Pipeline:
     def run(
         self, model: ir.Model, ctx: PassContext, instruments: Sequence[Instrument] = ()
     ) -> tuple[PassRecord, ...]:
-        """Run every pass on `model`, in place. An error of a pass is a PassError that names it."""
-        records = []
-        for step in self.passes:
-            for i in instruments:
-                i.before(step, model)
-            start = time.perf_counter()
-            try:
-                rewrites = step.run(model, ctx)
-                record = PassRecord(
-                    step.id,
-                    str(step).removeprefix(step.id).strip("{}"),
-                    step.effect.name,
-                    rewrites,
-                    round(time.perf_counter() - start, 6),
+        """Run every pass on `model`, in place; one record a pass, summed over the rounds of a `repeat`.
+
+        An error of a pass is a PassError that names it.
+        """
+        records: list[PassRecord] = []
+        first, at, round_, changed = 0, 0, 1, False
+        while at < len(self.passes):
+            step = self.passes[at]
+            record = _run_one(step, model, ctx, instruments)
+            if at < len(records):  # a later round: one record a step, with the sums
+                before = records[at]
+                records[at] = dataclasses.replace(
+                    before,
+                    rewrites=before.rewrites + record.rewrites,
+                    seconds=round(before.seconds + record.seconds, 6),
                 )
-                for i in instruments:
-                    i.after(step, model, record)
-            except Exception as error:
-                for i in instruments:
-                    i.failed(step, model, error)
-                if isinstance(error, EffcError):
-                    raise
-                raise PassError(
-                    f"pass {step} failed: {type(error).__name__}: {error}",
-                    hint=f"leave it out with --skip {step.id}, and report this",
-                    pass_id=step.id,
-                ) from error
-            records.append(record)
+            else:
+                records.append(record)
+            changed = changed or record.rewrites > 0
+            at += 1
+            if isinstance(step, Repeat):
+                if changed and round_ < step.limit:
+                    at, round_, changed = first, round_ + 1, False
+                else:
+                    first, round_, changed = at, 1, False
         return tuple(records)
+
+
+def _run_one(
+    step: Pass, model: ir.Model, ctx: PassContext, instruments: Sequence[Instrument]
+) -> PassRecord:
+    for i in instruments:
+        i.before(step, model)
+    start = time.perf_counter()
+    try:
+        rewrites = step.run(model, ctx)
+        record = PassRecord(
+            step.id,
+            str(step).removeprefix(step.id).strip("{}"),
+            step.effect.name,
+            rewrites,
+            round(time.perf_counter() - start, 6),
+        )
+        for i in instruments:
+            i.after(step, model, record)
+    except Exception as error:
+        for i in instruments:
+            i.failed(step, model, error)
+        if isinstance(error, EffcError):
+            raise
+        raise PassError(
+            f"pass {step} failed: {type(error).__name__}: {error}",
+            hint=f"leave it out with --skip {step.id}, and report this",
+            pass_id=step.id,
+        ) from error
+    return record
 
 
 def make_pass(cls: type[Pass], options: dict[str, str]) -> Pass:

@@ -8,6 +8,8 @@ from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
+from effc.core.ir import replace
+
 
 class Rule(Protocol):
     """A rewrite that may start at nodes of the op types in `roots` (standard domain)."""
@@ -38,7 +40,7 @@ def apply(graph: ir.Graph, rules: Iterable[Rule]) -> int:
     while work:
         node = work.popleft()
         queued.discard(node)
-        if node.graph is None or node.domain not in ("", "ai.onnx"):  # None: removed since queued
+        if node.graph is None or node.domain != "":  # no graph: removed since it was queued
             continue
         for rule in by_root[node.op_type]:
             again = rule.rewrite(node)
@@ -46,8 +48,85 @@ def apply(graph: ir.Graph, rules: Iterable[Rule]) -> int:
                 continue
             count += 1
             for n in (*again, node):
-                if n.graph is not None and n.op_type in by_root and n not in queued:
+                if n.graph is graph and n.op_type in by_root and n not in queued:
                     queued.add(n)
                     work.append(n)
             break
     return count
+
+
+def bypass(node: ir.Node, value: ir.Value) -> list[ir.Node]:
+    """Let every reader of the first output of `node` read `value`, then erase `node`; the nodes around.
+
+    `value` holds the same tensor, so what is known about its type and shape is put together. The
+    caller has asked `effc.core.ir.replaceable`.
+    """
+    old = node.outputs[0]
+    readers = list(old.consumers())
+    _learn(value, old)
+    replace(old, value)
+    around = erase(node)
+    producer = value.producer()
+    if producer is not None:
+        around.append(producer)
+    return around + readers
+
+
+def erase(node: ir.Node) -> list[ir.Node]:
+    """Remove a node that nothing reads, and whatever only fed it; the nodes that fed those, which stay.
+
+    Does nothing to a node that is read still.
+    """
+    stay: dict[ir.Node, None] = {}
+    work = [node]
+    while work:
+        dead = work.pop()
+        graph = dead.graph
+        if graph is None or any(o.is_graph_output() or o.uses() for o in dead.outputs):
+            stay[dead] = None
+            continue
+        feeds = _detach(dead)
+        graph.remove(dead)
+        stay.pop(dead, None)
+        for value in feeds:
+            producer = value.producer()
+            if producer is not None:
+                work.append(producer)
+    stay.pop(node, None)
+    return [n for n in stay if n.graph is not None]
+
+
+def _detach(node: ir.Node) -> list[ir.Value]:
+    """Let `node` and the nodes of its subgraphs read nothing more; what they read, each value once."""
+    feeds: dict[ir.Value, None] = {}
+    for i, value in enumerate(node.inputs):
+        if value is not None:
+            feeds[value] = None
+            node.replace_input_with(i, None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            inner_graphs = [attribute.as_graph()]
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            inner_graphs = list(attribute.as_graphs())
+        else:
+            continue
+        for inner_graph in inner_graphs:
+            for inner in inner_graph:
+                feeds.update(dict.fromkeys(_detach(inner)))
+    return list(feeds)
+
+
+def _learn(value: ir.Value, same: ir.Value) -> None:
+    if value.type is None:
+        value.type = same.type
+    if same.shape is None:
+        return
+    if value.shape is None:
+        value.shape = same.shape.copy()
+    elif len(value.shape) == len(same.shape) and not value.is_graph_input():
+        better = [
+            b if not isinstance(a, int) and isinstance(b, int) else a
+            for a, b in zip(value.shape, same.shape, strict=True)
+        ]
+        if any(a is not b for a, b in zip(value.shape, better, strict=True)):
+            value.shape = ir.Shape(better)

@@ -10,6 +10,7 @@ PASSES = Registry(
     "pass",
     "effc.passes",
     {
+        "repeat": "effc.core.passinfra:Repeat",
         # canonicalize
         "convert-opset": "effc.passes.canonicalize.convert_opset:ConvertOpset",
         "lift-constants": "effc.passes.canonicalize.lift_constants:LiftConstants",
@@ -36,8 +37,8 @@ PASSES = Registry(
 )
 
 CANONICALIZE = (
-    "convert-opset,lift-constants,fold-constants,fold-shapes,remove-identity,simplify-layout-ops,"
-    "eliminate-common-subexpressions,eliminate-dead-code"
+    "lift-constants,convert-opset,fold-shapes,remove-identity,simplify-layout-ops,fold-constants,"
+    "eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
 FUSE = (
     "fold-batch-norm,fold-bias,fold-pad,merge-linear,merge-parallel-branches,"
