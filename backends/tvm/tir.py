@@ -46,8 +46,50 @@ def local(name: str, elements: int, dtype: str) -> Any:
     return tirx.decl_buffer((elements,), dtype, name=name, scope="local")
 
 
+_scopes: list[tuple[Expr, int, list[Any], list[Stmt]]] = []
+
+
+def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+    """`body(v)` with `v` computed once: expressions are trees, so a value read twice needs a name.
+
+    Only inside `lanes`, which places the register that holds `v`. (`Let` and `Bind` won't do: the
+    vectorizer and the simplifier reject the first where it nests, and inline the second.)
+    """
+    named = isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm))
+    if named or (isinstance(value, tvm.ir.TensorLoad) and value.source.scope() == "local"):
+        return body(value)
+    lane, width, buffers, stores = _scopes[-1]
+    register = local("v", width, value.ty.dtype)
+    buffers.append(register)
+    stores.append(tirx.BufferStore(register, value, [lane]))
+    return body(tirx.BufferLoad(register, [lane]))
+
+
+def lanes(width: int, body: Callable[[Expr], Stmt], lane: Any = None) -> Stmt:
+    """`body(lane)` for `width` lanes at once, with the values that its expressions name by `let`.
+
+    Every store of a value that comes from rules stands in one; width 1 is a scalar statement.
+    """
+    if width == 1:
+        lane = tirx.const(0, "int32")
+    elif lane is None:
+        lane = tirx.Var("lane", "int32")
+    _scopes.append((lane, width, [], []))
+    try:
+        inner = body(lane)
+    finally:
+        _, _, buffers, stores = _scopes.pop()
+    inner = seq(*stores, inner)
+    if width > 1:
+        inner = tirx.For(lane, 0, width, VECTORIZED, inner)
+    return seq(*(tirx.AllocBuffer(b) for b in buffers), inner)
+
+
 def prim_func(
-    name: str, buffers: Sequence[Any], body: Callable[[Expr, Expr], Stmt], locals_: Sequence[Any] = ()
+    name: str,
+    buffers: Sequence[Any],
+    body: Callable[[Expr, Expr], Stmt],
+    locals_: Sequence[Any] = (),
 ) -> Any:
     """The function `name(buffers..., begin, end)`; `body(begin, end)` gives its statement."""
     begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
@@ -78,9 +120,7 @@ _PASSES = (
 
 def llvm_module(funcs: Sequence[Any], target: Any) -> Any:
     """Compile PrimFuncs for `target` (a tvm.target.Target of kind llvm, bound to itself as host)."""
-    mod = tvm.IRModule(
-        {f.attrs["global_symbol"]: f.with_attr("target", target) for f in funcs}
-    )
+    mod = tvm.IRModule({f.attrs["global_symbol"]: f.with_attr("target", target) for f in funcs})
     for p in _PASSES:
         mod = p(mod)
     return tvm.get_global_func("target.build.llvm")(mod, target)

@@ -3,6 +3,10 @@
 A *rule* maps the lazy values of a node's inputs to those of its outputs: elementwise operators and
 pure data movement. Rules compose, so a chain of them is one kernel, or the epilogue of one. A *kernel
 builder* makes the kernel of an operator that has to see many elements (reductions, normalizations, ...).
+
+Rules name intermediate values (`tir.let`), so whoever evaluates a Lazy does it inside `tir.lanes`: store
+epilogue results with `tir.lanes(16, lambda lane: BufferStore(out, lazy(index(lane)), [at(lane)]))`.
+Indices that a rule passes to its inputs are always inside their shapes, wherever its own index is.
 """
 
 from __future__ import annotations
