@@ -64,7 +64,7 @@ class Pass(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Repeat(Pass):
-    """A mark in a pipeline: go back to its start, or to behind the last such mark, until a round changes nothing.
+    """A mark in a pipeline: back to its start (or behind the last mark) until a round changes nothing.
 
     `limit` bounds the rounds. Alone, outside `Pipeline.run`, it does nothing.
     """
