@@ -1,0 +1,117 @@
+"""Anything that run, bench, eval and compare can run: an artifact, or a model through onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from effc.artifacts import is_artifact, open_artifact
+from effc.backends import make_backend
+from effc.core.artifact import Artifact, TensorSpec
+from effc.core.check import check_model
+from effc.core.errors import ConfigError, DeviceError
+from effc.core.measure import Device, Runner
+from effc.core.preprocess import Preprocess
+from effc.core.profiles import load_profile
+from effc.core.reference import OnnxRuntimeRunner
+from effc.core.shapes import fix_shapes, infer_shapes, static_specs
+from effc.core.target import Target
+from effc.sources import load
+
+
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """An opened artifact (then `artifact` is set) or model (then `model` is)."""
+
+    name: str  # what the user typed
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    bytes: int  # of the deployable files, or of the model's weights
+    artifact: Artifact | None = None
+    device: Device | None = None
+    model: ir.Model | None = None
+
+    def runner(self, threads: int = 1) -> Runner:
+        """A runner on this machine (or the artifact's device), to be entered by the caller."""
+        if self.artifact is not None and self.device is not None:
+            return self.device.runner(self.artifact, threads)
+        assert self.model is not None
+        return OnnxRuntimeRunner(self.model, threads=threads)
+
+
+@contextlib.contextmanager
+def open_runnable(
+    text: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Iterator[Runnable]:
+    """Open what `text` names: an artifact (folder or .effc), or any source that effc build takes.
+
+    DeviceError where the artifact's device can't be reached from here.
+    """
+    path = Path(text)
+    if is_artifact(path) or path.is_dir():
+        with open_artifact(path) as artifact:
+            yield _artifact(text, artifact)
+    else:
+        yield open_model(text, shapes or {})
+
+
+def open_model(text: str, shapes: Mapping[str, tuple[int, ...]]) -> Runnable:
+    """A model of static shapes, checked, to run with onnxruntime."""
+    model = load(text, shapes).model
+    check_model(model)
+    fix_shapes(model, shapes)
+    infer_shapes(model)
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    return Runnable(
+        text,
+        static_specs([v for v in model.graph.inputs if v.name not in model.graph.initializers]),
+        static_specs(model.graph.outputs),
+        None,
+        weights,
+        model=model,
+    )
+
+
+def _artifact(text: str, artifact: Artifact) -> Runnable:
+    manifest = artifact.manifest
+    backend = make_backend(manifest.backend)
+    availability = backend.probe()
+    if not availability.ok:
+        raise DeviceError(
+            f"artifact {text!r} needs the backend {manifest.backend!r}: {availability.reason}",
+            hint=availability.hint,
+        )
+    target = Target(load_profile(manifest.target), precision=manifest.precision)
+    device = next(iter(backend.devices(target)), None)
+    if device is None:
+        raise DeviceError(
+            f"artifact {text!r} can't run from here: {backend.why_no_device(target)}",
+            hint="effc targets lists what can be run from this machine",
+        )
+    described = manifest.preprocess
+    size = sum((artifact.path / name).stat().st_size for name in manifest.files)
+    return Runnable(
+        text,
+        manifest.inputs,
+        manifest.outputs,
+        Preprocess.from_description(described) if described is not None else None,
+        size,
+        artifact=artifact,
+        device=device,
+    )
+
+
+def choose_preprocess(runnable: Runnable, given: Preprocess | None) -> Preprocess | None:
+    """The preprocessing of the command, which may not contradict the one stored in the artifact."""
+    stored = runnable.preprocess
+    if given is not None and stored is not None and given != stored:
+        raise ConfigError(
+            f"--preprocess {given} contradicts the artifact, which was built for {stored}",
+            hint="leave --preprocess out, or build again with it",
+        )
+    return given or stored
