@@ -98,7 +98,7 @@ class LayerTime(msgspec.Struct, frozen=True):
 
 def interleaved(
     runners: Sequence[Runner],
-    feeds: Feeds,
+    feeds: Feeds | Sequence[Feeds],
     *,
     seconds: float = 2.0,
     rounds: int = 10,
@@ -107,17 +107,19 @@ def interleaved(
     """Time `runners`, already entered, in turn (A B A B ...), so that a machine whose speed drifts is fair.
 
     Every runner first gets one warm-up burst, which also sets its burst length: all bursts together take
-    about `seconds`, split over `rounds`. `on_round(done, rounds)` reports progress.
+    about `seconds`, split over `rounds`. `feeds` are the same for all runners, or one for each.
+    `on_round(done, rounds)` reports progress.
     """
+    each = [feeds] * len(runners) if isinstance(feeds, Mapping) else list(feeds)
     share = seconds / (rounds * max(len(runners), 1))
     repeats = []
-    for runner in runners:
-        once = runner.time(feeds, 3).median or 1e-6
+    for runner, feed in zip(runners, each, strict=True):
+        once = runner.time(feed, 3).median or 1e-6
         repeats.append(max(1, min(1000, int(share / once))))
     parts: list[list[Measurement]] = [[] for _ in runners]
     for done in range(rounds):
-        for runner, count, part in zip(runners, repeats, parts, strict=True):
-            part.append(runner.time(feeds, count))
+        for runner, feed, count, part in zip(runners, each, repeats, parts, strict=True):
+            part.append(runner.time(feed, count))
         if on_round is not None:
             on_round(done + 1, rounds)
     return [

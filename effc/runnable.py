@@ -32,6 +32,7 @@ class Runnable:
     outputs: tuple[TensorSpec, ...]
     preprocess: Preprocess | None
     bytes: int  # of the deployable files, or of the model's weights
+    sha256: str  # of the source
     artifact: Artifact | None = None
     device: Device | None = None
     model: ir.Model | None = None
@@ -40,7 +41,8 @@ class Runnable:
         """A runner on this machine (or the artifact's device), to be entered by the caller."""
         if self.artifact is not None and self.device is not None:
             return self.device.runner(self.artifact, threads)
-        assert self.model is not None
+        if self.model is None:
+            raise RuntimeError("a Runnable holds an artifact and its device, or a model")
         return OnnxRuntimeRunner(self.model, threads=threads)
 
 
@@ -62,7 +64,8 @@ def open_runnable(
 
 def open_model(text: str, shapes: Mapping[str, tuple[int, ...]]) -> Runnable:
     """A model of static shapes, checked, to run with onnxruntime."""
-    model = load(text, shapes).model
+    source = load(text, shapes)
+    model = source.model
     check_model(model)
     fix_shapes(model, shapes)
     infer_shapes(model)
@@ -73,6 +76,7 @@ def open_model(text: str, shapes: Mapping[str, tuple[int, ...]]) -> Runnable:
         static_specs(model.graph.outputs),
         None,
         weights,
+        source.sha256,
         model=model,
     )
 
@@ -101,6 +105,7 @@ def _artifact(text: str, artifact: Artifact) -> Runnable:
         manifest.outputs,
         Preprocess.from_description(described) if described is not None else None,
         size,
+        manifest.source.get("sha256", ""),
         artifact=artifact,
         device=device,
     )
