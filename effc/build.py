@@ -27,7 +27,8 @@ from effc.core.passinfra import Effect, Instrument, Pass, PassContext, PassRecor
 from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
 from effc.core.reference import OnnxRuntimeRunner, record_goldens
-from effc.core.shapes import fix_shapes, infer_shapes, static_specs
+from effc.core.shapes import fix_shapes, infer_shapes
+from effc.core.specs import static_specs
 from effc.core.target import Target
 from effc.core.verify import judge
 from effc.sources import load

@@ -18,7 +18,8 @@ from effc.core.measure import Device, Runner
 from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
 from effc.core.reference import OnnxRuntimeRunner
-from effc.core.shapes import fix_shapes, infer_shapes, static_specs
+from effc.core.shapes import fix_shapes, infer_shapes
+from effc.core.specs import static_specs
 from effc.core.target import Target
 from effc.sources import load
 

@@ -1,0 +1,25 @@
+"""Inputs and outputs of a graph as their user sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from effc.core.artifact import TensorSpec
+from effc.core.errors import ConfigError
+from effc.core.ir import shape_of
+
+
+def static_specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Name, numpy dtype and shape of each value; ConfigError where a shape is dynamic."""
+    specs = []
+    for v in values:
+        shape = shape_of(v)
+        if shape is None or v.dtype is None:
+            raise ConfigError(
+                f"{v.name!r} has the dynamic shape {v.shape}: an artifact has static shapes",
+                hint=f"fix it with --shape INPUT=1,3,224,224 (it depends on {v.name!r})",
+            )
+        specs.append(TensorSpec(str(v.name), v.dtype.numpy().name, shape))
+    return tuple(specs)
