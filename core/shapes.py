@@ -119,6 +119,7 @@ class Names:
 
     def __init__(self) -> None:
         self._names: dict[ir.Value, str] = {}
+        self.root: onnx.GraphProto | None = None  # where constants without values are declared
 
     def __getitem__(self, value: ir.Value | None) -> str:
         if value is None:
@@ -135,6 +136,8 @@ class Names:
 def write_graph(graph: ir.Graph, proto: onnx.GraphProto, names: Names) -> None:
     """Serialize `graph` for inference: types of everything, values only of small constants."""
     proto.name = graph.name or "graph"
+    if names.root is None:
+        names.root = proto
     for value in graph.inputs:
         write_value(value, proto.input.add(), names)
     inputs = set(graph.inputs)
@@ -167,7 +170,8 @@ def _write_constant(
         _write_tensor(tensor, wire)
         wire.name = name
         return
-    info = proto.input.add()
+    # a subgraph sees the inputs of the graphs around it; inputs of its own would change its signature
+    info = (names.root if names.root is not None else proto).input.add()
     info.name = name
     info.type.tensor_type.elem_type = int(tensor.dtype)
     shape = info.type.tensor_type.shape
