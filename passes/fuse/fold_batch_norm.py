@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import Array, attr, sole_use
+from effc.core.ir import Array, attr, replaceable, sole_use
 from effc.core.passinfra import Effect
-from effc.core.rewrite import Rule
+from effc.core.rewrite import Rule, bypass
 from effc.passes.fuse.linear import Linear, find_linear
-from effc.passes.fuse.rewriting import RewritePass, bypass, known, rank_of
+from effc.passes.fuse.rewriting import RewritePass, known, rank_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _IntoProducer:
 
     def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
         x = node.inputs[0]
-        if x is None or x.producer() is None or sole_use(x) is not node:
+        if x is None or sole_use(x) is not node or not replaceable(node.outputs[0], x):
             return None
         numbers = affine(node)
         linear = find_linear(x, 1)
@@ -75,10 +75,9 @@ class _IntoProducer:
         linear.shift_outputs(numbers[1])
         if not linear.commit():
             return None
-        x = node.inputs[0]  # commit may have put an Add behind a MatMul
+        x = node.inputs[0]  # committing may have put an Add behind a MatMul
         assert x is not None
-        bypass(node, x)
-        return (linear.node,)
+        return (*bypass(node, x), linear.node)
 
 
 class _IntoConsumer:
@@ -94,10 +93,10 @@ class _IntoConsumer:
         if numbers is None or reader.inputs[0] is not node.outputs[0]:
             return None
         scale, shift = numbers
-        if not linear.conv:
-            # the norm's channels are on axis 1; a product sums over its last axis (Gemm: see transA)
-            if rank_of(node.outputs[0]) != 2 or attr(reader, "transA", 0):
-                return None
+        # the norm's channels are on axis 1; a product sums over its last axis (Gemm: see transA)
+        matrix = rank_of(node.outputs[0]) == 2 and not attr(reader, "transA", 0)
+        if not linear.conv and not matrix:
+            return None
         if linear.inputs != scale.size:
             return None
         if shift.any():
@@ -107,5 +106,4 @@ class _IntoConsumer:
         linear.scale_inputs(scale)
         if not linear.commit():
             return None
-        bypass(node, x)
-        return (linear.node,)
+        return (*bypass(node, x), linear.node)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from effc.core.ir import Array, add_const, const, graphs, is_op, replace, sole_use
 from effc.core.passinfra import Pass, PassContext
-from effc.core.rewrite import Rule, apply
+from effc.core.rewrite import Rule, apply, erase
 
 
 class RewritePass(Pass):
@@ -24,6 +24,9 @@ class RewritePass(Pass):
         opset = model.opset_imports.get("", 0)
         count = sum(apply(graph, self.rules(opset)) for graph in list(graphs(model)))
         if count:
+            for graph in graphs(model):
+                for value in list(graph.initializers.values()):
+                    drop_value(value)
             name_apart(model)
         return count
 
@@ -64,25 +67,13 @@ def known(value: ir.Value | None) -> Array | None:
     return array.astype(dtype.numpy())
 
 
-def drop(node: ir.Node) -> None:
-    """Remove `node`, whose results nobody reads, and whatever only it kept alive."""
-    graph = graph_of(node)
-    if any(o.uses() or o.is_graph_output() for o in node.outputs):
-        return
-    inputs = [v for v in dict.fromkeys(node.inputs) if v is not None]
-    graph.remove(node, safe=True)
-    for value in inputs:
-        drop_value(value)
-
-
 def drop_value(value: ir.Value) -> None:
     """Remove the initializer or the producer of `value` if nobody reads it any more."""
     if value.uses() or value.is_graph_output() or value.is_graph_input():
         return
     producer = value.producer()
     if producer is not None:
-        if producer.graph is not None:
-            drop(producer)
+        erase(producer)
     elif value.is_initializer() and value.graph is not None and value.name is not None:
         value.graph.initializers.pop(value.name, None)
 
@@ -104,13 +95,7 @@ def substitute(old: ir.Node, new: ir.Node) -> None:
         out.name = f"{name}.replaced"
         ir.convenience.replace_all_uses_with(out, result)
         result.name = name
-    drop(old)
-
-
-def bypass(node: ir.Node, value: ir.Value) -> None:
-    """Let the readers of the first result of `node` read `value` instead, and remove `node`."""
-    replace(node.outputs[0], value)
-    drop(node)
+    erase(old)
 
 
 def set_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
