@@ -74,7 +74,8 @@ def steps(project: dict[str, Any], extras: Iterable[str]) -> Iterator[tuple[list
     requirements = [*project["build-system"]["requires"], *table["dependencies"]]
     for extra in extras:
         requirements += expand(table["optional-dependencies"], extra)
-    yield list(dict.fromkeys(requirements)), []
+    if requirements:
+        yield list(dict.fromkeys(requirements)), []
     alone = project.get("tool", {}).get("effc", {}).get("no-deps", {})
     for extra in extras:
         if alone.get(extra):
