@@ -51,14 +51,14 @@ class _Scope:
 def check_model(
     model: ir.Model,
     *,
-    domains: Collection[str] = (),
-    nonfinite: bool = False,
-    empty: bool = False,
+    allow_nonfinite: bool = False,
+    allow_empty: bool = False,
+    allow_domains: Collection[str] = (),
 ) -> None:
     """Raise FrontendError for the first fault of `model`, which is left as it is.
 
-    `domains` names custom operator domains that a backend or plug-in of the caller takes. `nonfinite`
-    accepts NaN and infinite weights, `empty` inputs without elements. Linear in the size of the
+    `allow_nonfinite` accepts NaN and infinite weights, `allow_empty` inputs without elements,
+    `allow_domains` the custom operator domains that a plug-in of the caller takes. Linear in the size of the
     model; weights are read once, in pieces.
     """
     _check_versions(model)
@@ -86,12 +86,12 @@ def check_model(
         total += len(scope.graph)
         if total > MAX_NODES:
             raise FrontendError(f"the model has over {MAX_NODES:,} nodes, more than effc takes")
-        _check_interface(scope, main=scope.graph is model.graph, empty=empty)
+        _check_interface(scope, main=scope.graph is model.graph, empty=allow_empty)
         _check_definitions(scope)
         _check_order(scope)
         types: dict[int, ir.DataType] = {}
         for node in scope.graph:
-            _check_node(node, scope, model, domains, types)
+            _check_node(node, scope, model, allow_domains, types)
             for graph in _subgraphs(node):
                 scopes.append(
                     _Scope(
@@ -102,7 +102,7 @@ def check_model(
                         scope.opsets,
                     )
                 )
-        if not nonfinite:
+        if not allow_nonfinite:
             _check_numbers(scope)
 
 
@@ -494,5 +494,5 @@ def _check_finite(tensor: ir.TensorProtocol, name: str, trained: bool) -> None:
             index = tuple(int(i) for i in np.unravel_index(start + first, tensor.shape.numpy()))
             raise FrontendError(
                 f"{name} holds {float(part[first])} at {list(index)}",
-                hint=_NAN_HINT + "; the option nonfinite accepts it as it is",
+                hint=_NAN_HINT + "; --allow-nonfinite takes it as it is",
             )

@@ -40,26 +40,23 @@ _DAMAGED = "the file is damaged or not an ONNX model: download or export it agai
 def load(
     path: str | os.PathLike[str],
     *,
-    domains: Collection[str] = (),
-    nonfinite: bool = False,
-    empty: bool = False,
+    allow_domains: Collection[str] = (),
 ) -> ir.Model:
-    """The model in an ONNX file, checked (`effc.core.check.check_model`, which has the options).
+    """The model in an ONNX file, its structure checked (`effc.core.check.check_model`).
 
-    Weights over 64 KiB stay in their file, mapped, and are read when they are used: the file must not
-    be changed in place meanwhile. Functions are inlined, inputs that have a default are bound to it,
-    nodes get unique names and stand in topological order. FrontendError for anything else than a
-    valid model, within seconds and without allocating what the file merely claims.
+    The numbers of the weights are not read, let alone judged: call `check_model` for that. Weights
+    over 64 KiB stay in their file, mapped, and are read when they are used: the file must not be
+    changed in place meanwhile. Functions are inlined, inputs that have a default are bound to it, nodes
+    get unique names and stand in topological order. FrontendError for anything else than a valid
+    model, within seconds and without allocating what the file merely claims.
     """
-    return load_source(path, domains=domains, nonfinite=nonfinite, empty=empty).model
+    return load_source(path, allow_domains=allow_domains).model
 
 
 def load_source(
     path: str | os.PathLike[str],
     *,
-    domains: Collection[str] = (),
-    nonfinite: bool = False,
-    empty: bool = False,
+    allow_domains: Collection[str] = (),
 ) -> Source:
     """`load`, with the SHA-256 of what was read and notes about what the import did."""
     file = Path(path)
@@ -71,7 +68,7 @@ def load_source(
             external = ExternalData(file.parent)
             model = _to_ir(proto, payloads, data, external)
             notes = _normalize(model)
-            check_model(model, domains=domains, nonfinite=nonfinite, empty=empty)
+            check_model(model, allow_domains=allow_domains, allow_nonfinite=True, allow_empty=True)
             normalize(model)
     except FrontendError as error:
         raise FrontendError(f"{printable(file)}: {error}", hint=error.hint) from error

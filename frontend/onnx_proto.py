@@ -205,7 +205,7 @@ def _check_tensor(tensor: onnx.TensorProto, what: str, mapped: int | None = None
             )
         return
     count = math.prod(dims)
-    if dtype.bitwidth < 8 and dtype.bitwidth != 6:
+    if dtype != ir.DataType.STRING and dtype.bitwidth in (2, 4):  # packed, 6-bit ones are not
         count = byte_count(dtype, dims)
     elif dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
         count *= 2
