@@ -175,7 +175,10 @@ def test_a_failed_install_says_why(checkout: Path) -> None:
         ("build m.onnx --backend ort --pass mine.passes:Mine", ""),
         ("build m.onnx --pass mine.py:Mine", "tvm"),
         ("inspect net.pt2", "torch"),
-        ("inspect m.onnx --target host", "tvm"),
+        ("inspect m.onnx --target host", ""),
+        ("build my/net.py:make --backend ort", "torch"),
+        ("run my/artifact --input x.npz", "tvm"),
+        ("compare my/artifact my_models:net", "tvm torch"),
         ("run out --input x.npz", ""),
         ("bench out --against onnxruntime", ""),
         ("passes --target host", ""),
@@ -186,7 +189,10 @@ def test_the_extras_follow_from_the_arguments(checkout: Path, arguments: str, ex
     (checkout / "tools/lib/bootstrap.py").write_text(
         "import sys; sys.exit(' '.join(sys.argv[1:]) + '.')"
     )
-    (checkout / "my").mkdir()
+    (checkout / "my/artifact").mkdir(parents=True)
+    (checkout / "my/artifact/manifest.json").write_text(
+        '{"format": 1,"backend": "tvm","precision":""}'
+    )
     (checkout / "my/board.toml").write_text('name = "x"\nbackend = "tvm"\n')
     done = subprocess.run(
         [checkout / "tools/effc", *arguments.split()], cwd=checkout, capture_output=True, text=True
