@@ -89,7 +89,7 @@ def add_const(graph: ir.Graph, name: str, array: Array) -> ir.Value:
         unique = f"{name}_{n}"
     value = ir.Value(
         name=unique,
-        const_value=ir.tensor(np.ascontiguousarray(array), name=unique),
+        const_value=ir.tensor(np.asarray(array, order="C"), name=unique),
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
     )

@@ -121,7 +121,7 @@ def set_const(node: ir.Node, index: int, array: Array, name: str) -> None:
         and const(old) is not None
         and sole_use(old) is node
     ):
-        old.const_value = ir.tensor(np.ascontiguousarray(array), name=old.name)
+        old.const_value = ir.tensor(np.asarray(array, order="C"), name=old.name)
         old.shape = ir.Shape(array.shape)
         old.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         return
