@@ -22,6 +22,8 @@ class Isa:
     mcpu: str
     features: tuple[str, ...] = ()  # LLVM's names
     fma: bool = True
+    l1: int = 32 * 1024  # bytes of first-level data cache
+    l2: int = 1024 * 1024  # bytes of second-level cache a core
 
     def has(self, feature: str) -> bool:
         """Whether LLVM's `feature` (such as "avx512vnni", "dotprod") may be used."""

@@ -1,0 +1,95 @@
+"""Register and cache blocking of convolutions and matrix products, from the ISA alone (no tuning)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from effc.backends.tvm.isa import Isa
+
+STREAM = 24.0  # bytes a cycle that the second-level cache delivers while FMAs run
+LATENCY = 4.0  # cycles of an FMA
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` chunks of `width` blocks, from block `begin` and chunk `first` on; the last block of the
+    last chunk holds `valid` channels (all other blocks are full)."""
+
+    first: int
+    begin: int
+    width: int
+    count: int
+    valid: int
+
+
+def even(total: int, parts: int) -> list[int]:
+    """`total` in `parts` sizes that differ by one at most, wide ones first."""
+    base, wide = divmod(total, parts)
+    return [base + (i < wide) for i in range(parts)]
+
+
+def chunk_runs(blocks: int, parts: int, lanes: int, last_valid: int) -> tuple[Run, ...]:
+    """`blocks` blocks as `parts` chunks; a chunk with a partial last block is a run of its own."""
+    runs: list[Run] = []
+    begin = 0
+    for i, width in enumerate(even(blocks, parts)):
+        valid = last_valid if i == parts - 1 else lanes
+        last = runs[-1] if runs else None
+        if last and last.width == width and last.valid == valid == lanes:
+            runs[-1] = Run(last.first, last.begin, width, last.count + 1, valid)
+        else:
+            runs.append(Run(i, begin, width, 1, valid))
+        begin += width
+    return tuple(runs)
+
+
+def fits(isa: Isa, pixels: int, blocks: int) -> bool:
+    """Whether accumulators, weights and one broadcast value stay in registers."""
+    return pixels * blocks + blocks + 1 <= isa.registers - 1
+
+
+def step_cycles(isa: Isa, pixels: int, blocks: int, *, streamed: bool) -> float:
+    """Cycles of one reduction step (one input channel of one tap) of a register tile.
+
+    `streamed`: the weights come from the second-level cache.
+    """
+    fmas = pixels * blocks / 2
+    loads = (pixels + blocks) / 2
+    stream = blocks * isa.lanes * 4 / STREAM if streamed else 0.0
+    return max(fmas, loads, LATENCY, stream) + 0.1 * (loads + stream)
+
+
+def tile_cycles(isa: Isa, pixels: int, blocks: int, steps: int) -> float:
+    """Cycles of one register tile: `steps` reduction steps, set-up and the store."""
+    streamed = blocks * steps * isa.lanes * 4 > isa.l1 // 2
+    each = step_cycles(isa, pixels, blocks, streamed=streamed)
+    return steps * each + 20 + 1.5 * pixels * blocks
+
+
+def choose(
+    isa: Isa, counts: dict[int, int], blocks: int, steps: int, *, most: int | None = None
+) -> tuple[int, int]:
+    """The widest tile and the number of chunks that cost least.
+
+    `counts[n]` is the number of runs of n adjacent output positions; a run is cut into even tiles.
+    """
+    best: tuple[float, int, int] | None = None
+    for parts in range(1, blocks + 1):
+        chunks = even(blocks, parts)
+        if chunks[0] > (most or blocks):
+            continue
+        for width in range(1, isa.registers):
+            if not fits(isa, width, chunks[0]):
+                break
+            cycles = 0.0
+            for length, times in counts.items():
+                tiles = even(length, -(-length // width))
+                for t in set(tiles):
+                    for u in set(chunks):
+                        number = tiles.count(t) * chunks.count(u) * times
+                        cycles += number * tile_cycles(isa, t, u, steps)
+            if best is None or cycles < best[0]:
+                best = (cycles, width, parts)
+    if best is None:
+        return 1, blocks
+    return best[1], best[2]

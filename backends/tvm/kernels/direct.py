@@ -1,0 +1,574 @@
+"""The direct convolution: a tile of output pixels x blocks of output channels in registers.
+
+Reduction loops (block of input channels, taps, channel) stand around the tile; an input value is
+broadcast against vectors of weights. Nothing is padded: taps outside the input are skipped, by loop
+bounds on the outer axes and by separate code for the edge tiles of the innermost one.
+Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", 2018.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from effc.backends.tvm import tir
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.axes import Axis, Tile, merge, tile_axis
+from effc.backends.tvm.kernels.blocking import Run, choose, chunk_runs
+from effc.backends.tvm.kernels.epilogue import Epilogue
+from effc.backends.tvm.kernels.store import Store, parameter
+from effc.backends.tvm.layout import TensorType
+from effc.backends.tvm.program import Kernel
+
+Expr = Any
+Stmt = Any
+VARIANTS = 8  # kinds of edge tiles that get code of their own
+BODY = 120  # FMAs in the innermost loop's body
+
+
+def int32(value: int) -> Expr:
+    """An index constant."""
+    return tirx.const(value, "int32")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One convolution: its axes, and how they are cut."""
+
+    axes: tuple[Axis, ...]  # as given, one per spatial axis
+    walked: tuple[Axis, ...]  # pointwise axes merged
+    tiles: tuple[Tile, ...]  # of the innermost walked axis
+    chunks: tuple[Run, ...]  # of the output blocks of one group
+    group_tiles: int  # tiles in a task
+    stationary: bool  # whether tasks with the same weights are neighbours
+    dynamic: bool  # tiles of one pixel with dynamic bounds on every axis
+
+    @property
+    def taps(self) -> int:
+        return math.prod(len(a.taps) for a in self.axes)
+
+    @property
+    def rows(self) -> int:
+        return math.prod(a.count for a in self.walked[:-1])
+
+    @property
+    def segments(self) -> int:
+        return -(-sum(t.tiles for t in self.tiles) // self.group_tiles)
+
+    @property
+    def parts(self) -> int:
+        return sum(r.count for r in self.chunks)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A convolution over logical tensors [N, C, *spatial]; `phases` are its (phases of) axes.
+
+    The input is blocked by the ISA's lanes or plain; so is the output.
+    """
+
+    isa: Isa
+    input: TensorType
+    output: TensorType
+    phase_axes: tuple[tuple[Axis, ...], ...]
+    groups: int
+    bias: bool
+
+    # Channels: native groups, or for each output block the window of input channels that it touches.
+
+    @property
+    def lanes(self) -> int:
+        return self.isa.lanes
+
+    @cached_property
+    def native(self) -> bool:
+        """Whether no block of channels crosses a group."""
+        c, oc = self.input.shape[1] // self.groups, self.output.shape[1] // self.groups
+        aligned = not self.input.layout.block or c % self.lanes == 0
+        return self.groups == 1 or (aligned and oc % self.lanes == 0)
+
+    @property
+    def split(self) -> int:
+        """Groups that are separate loops."""
+        return self.groups if self.native else 1
+
+    @property
+    def blocks(self) -> int:
+        """Output blocks of a separate group."""
+        return -(-(self.output.shape[1] // self.split) // self.lanes)
+
+    @property
+    def grain(self) -> int:
+        """Input channels between two places where a window may start."""
+        return self.lanes if self.input.layout.block else 1
+
+    def window_start(self, block: Any, *, clamp: Callable[[Any, int], Any]) -> Any:
+        """First input channel of the window of an output block; for ints and expressions."""
+        c, oc = self.input.shape[1] // self.groups, self.output.shape[1] // self.groups
+        start = (block * self.lanes) // oc * c // self.grain * self.grain
+        channels = -(-self.input.shape[1] // self.grain) * self.grain
+        whole = -(-self.channels // self.grain) * self.grain
+        return clamp(start, channels - whole)
+
+    @cached_property
+    def channels(self) -> int:
+        """Input channels that an output block reduces over."""
+        channels, outputs = self.input.shape[1], self.output.shape[1]
+        c, oc = channels // self.groups, outputs // self.groups
+        if self.native:
+            return c
+        widest = 0
+        for block in range(-(-outputs // self.lanes)):
+            last = min(outputs, (block + 1) * self.lanes) - 1
+            start = (block * self.lanes) // oc * c // self.grain * self.grain
+            widest = max(widest, (last // oc + 1) * c - start)
+        return min(-(-widest // self.grain) * self.grain, channels)
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The blocking of each phase."""
+        return tuple(self._plan(axes) for axes in self.phase_axes)
+
+    def _plan(self, axes: tuple[Axis, ...]) -> Phase:
+        walked = merge(axes)
+        inner, outer = walked[-1], walked[:-1]
+        rows = math.prod(a.count for a in outer)
+        steps = self.channels * math.prod(len(a.taps) for a in axes)
+        most = None if self.native else 1
+        width, parts = choose(self.isa, {inner.count: 1}, self.blocks, steps, most=most)
+        tiles = tile_axis(inner, width)
+        dynamic = len(tiles) > VARIANTS
+        if dynamic:
+            width, parts = choose(self.isa, {1: 1}, self.blocks, steps, most=most)
+            tiles = (Tile(0, 1, inner.count, ((True,),) * len(inner.taps)),)
+        last = (self.output.shape[1] - 1) % self.lanes + 1
+        chunks = chunk_runs(self.blocks, parts, self.lanes, last)
+        number = sum(t.tiles for t in tiles)
+        chunk_bytes = chunks[0].width * self.lanes * steps * 4
+        weights = self.split * self.blocks * self.lanes * steps * 4
+        pixels = self.input.bytes // self.input.shape[0]
+        stationary = not (
+            weights <= self.isa.l1 // 2
+            or (weights <= self.isa.l2 // 2 and pixels > self.isa.l2 // 2)
+        )
+        tasks = rows * self.split * parts * self.output.shape[0]
+        group = number if tasks >= 64 else max(1, tasks * number // 128)
+        if not stationary and chunk_bytes <= self.isa.l1 // 2:
+            group = max(group, min(number, 4))
+        return Phase(axes, walked, tiles, chunks, min(group, number), stationary, dynamic)
+
+    # Weights
+
+    @property
+    def block_steps(self) -> int:
+        """Input channels between two weight blocks: lanes, or all where there are fewer."""
+        return min(self.lanes, self.channels)
+
+    def weight_elements(self, phase: Phase) -> int:
+        """Elements of the packed weights of a phase."""
+        return self.split * self.blocks * self.lanes * self.channels * phase.taps
+
+    def pack(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Weights [OC, IC / groups, *kernel] -> the kernel's flat constant.
+
+        Order: phase, group, chunk of output blocks, block of input channels, taps, input channel,
+        output block of the chunk, lane. Lanes past the output channels are zeros.
+        """
+        outputs = self.output.shape[1]
+        c, oc = self.input.shape[1] // self.groups, outputs // self.groups
+        dense = np.zeros(
+            (self.split * self.blocks * self.lanes, self.channels, *weight.shape[2:]), weight.dtype
+        )
+        if self.native:
+            dense[:outputs] = weight
+        else:
+            for o in range(outputs):
+                start = self.window_start(o // self.lanes, clamp=min)
+                at = o // oc * c - start
+                dense[o, at : at + c] = weight[o]
+        packed: list[npt.NDArray[Any]] = []
+        for phase in self.phases:
+            taken = dense
+            for i, axis in enumerate(phase.axes):
+                taken = np.take(taken, axis.taps, axis=2 + i)
+            taken = taken.reshape(self.split, self.blocks, self.lanes, self.channels, phase.taps)
+            for group in taken:
+                for run in phase.chunks:
+                    for k in range(run.count):
+                        first = run.begin + k * run.width
+                        packed.extend(self._pack_chunk(group[first : first + run.width]))
+        return np.concatenate(packed) if packed else np.zeros(1, weight.dtype)
+
+    def _pack_chunk(self, chunk: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """[block, lane, channel, tap] -> flat, one array per block of input channels."""
+        moved = np.transpose(chunk, (2, 3, 0, 1))  # channel, tap, block, lane
+        return [
+            np.ascontiguousarray(np.swapaxes(moved[i : i + self.lanes], 0, 1)).ravel()
+            for i in range(0, self.channels, self.lanes)
+        ]
+
+    def kernel(self, name: str, epilogue: Epilogue) -> Kernel:
+        """The kernel; params: output, input, weights, bias (if any), the epilogue's operands."""
+        return _Emit(self, name, epilogue).kernel()
+
+
+@dataclass
+class _Emit:
+    direct: Direct
+    name: str
+    epilogue: Epilogue
+    params: list[TensorType] = field(default_factory=list)
+    buffers: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        d = self.direct
+        packed = sum(d.weight_elements(p) for p in d.phases)
+        weights = TensorType((max(1, packed),), "float32")
+        self.params = [d.output, d.input, weights]
+        names = ["out", "x", "w"]
+        if d.bias:
+            self.params.append(TensorType((d.split * d.blocks * d.lanes,), "float32"))
+            names.append("bias")
+        first = len(self.params)
+        self.params += self.epilogue.operands
+        names += [f"e{i}" for i in range(len(self.epilogue.operands))]
+        self.buffers = [parameter(n, t) for n, t in zip(names, self.params, strict=True)]
+        self.out, self.x, self.w = self.buffers[:3]
+        self.bias = self.buffers[3] if d.bias else None
+        operands = self.buffers[first:]
+        self.store = Store(d.output, self.out, self.epilogue, operands, d.lanes, 1)
+        self.lanes = d.lanes
+        size = max(t.width * r.width for p in d.phases for t in p.tiles for r in p.chunks)
+        width = max(r.width for p in d.phases for r in p.chunks)
+        self.acc = tir.local("acc", size * self.lanes, "float32")
+        self.wv = tir.local("wv", width * self.lanes, "float32")
+
+    def kernel(self) -> Kernel:
+        d = self.direct
+        n = d.output.shape[0]
+        counts = [n * d.split * p.parts * p.rows * p.segments for p in d.phases]
+
+        def body(begin: Expr, end: Expr) -> Stmt:
+            stmts, first, weights = [], 0, 0
+            for phase, count in zip(d.phases, counts, strict=True):
+                lo = tirx.max(begin - first, 0) if first else begin
+                hi = tirx.min(end - first, count) if len(counts) > 1 else end
+                task = tirx.Var("task", "int32")
+                stmts.append(
+                    tirx.For(task, lo, hi - lo, tir.SERIAL, self._task(phase, task, weights))
+                )
+                first += count
+                weights += d.weight_elements(phase)
+            return tir.seq(*stmts)
+
+        func = tir.prim_func(self.name, self.buffers, body, [self.acc, self.wv])
+        oc = d.output.shape[1]
+        taps = sum(math.prod(a.count * len(a.taps) for a in p.axes) for p in d.phases)
+        macs = n * oc * (d.input.shape[1] // d.groups) * taps
+        return Kernel(self.name, func, sum(counts), tuple(self.params), 1, macs)
+
+    def _task(self, phase: Phase, task: Expr, weights: int) -> Stmt:
+        """Decode the task; one branch per width of chunk."""
+        d = self.direct
+        where = [("group", d.split), ("chunk", phase.parts)]
+        what = [("n", d.output.shape[0])]
+        walk = [(f"y{i}", a.count) for i, a in enumerate(phase.walked[:-1])]
+        walk.append(("segment", phase.segments))
+        order = [*what, *where, *walk] if phase.stationary else [*what, *walk, *where]
+        binds: list[Stmt] = []
+        value: dict[str, Expr] = {}
+        rest = task
+        for key, extent in reversed(order):
+            if extent == 1:
+                value[key] = int32(0)
+                continue
+            var = tirx.Var(key, "int32")
+            binds.append(tirx.Bind(var, rest % extent))
+            value[key] = var
+            rest = rest // extent
+        branches = []
+        for run in phase.chunks:
+            branches.append((run, self._chunk(phase, run, value, weights)))
+        stmt = branches[-1][1]
+        for run, inner in reversed(branches[:-1]):
+            stmt = tirx.IfThenElse(value["chunk"] < run.first + run.count, inner, stmt)
+        return tir.seq(*binds, stmt)
+
+    def _chunk(self, phase: Phase, run: Run, value: dict[str, Expr], weights: int) -> Stmt:
+        """All tiles of a task with `run.width` output blocks."""
+        d = self.direct
+        binds: list[Stmt] = []
+
+        def bind(name: str, expr: Expr) -> Expr:
+            var = tirx.Var(name, "int32")
+            binds.append(tirx.Bind(var, expr + int32(0)))
+            return var
+
+        block = value["chunk"] - run.first
+        block = block * run.width + run.begin + value["group"] * d.blocks
+        block = bind("block", block)
+        steps = d.channels * phase.taps * self.lanes
+        w0 = bind("w0", block * steps + weights)
+        if d.native:
+            start = value["group"] * d.channels
+        else:
+            start = d.window_start(block, clamp=lambda a, b: tirx.min(a, int32(b)))
+        physical = d.input.layout.physical_shape(d.input.shape)
+        inner_strides, area = self._strides()
+        image = value["n"] * math.prod(physical[1:])
+        if d.input.layout.block:
+            x0 = image + start // self.lanes * (area * self.lanes)
+        else:
+            x0 = image + start * area
+        x0 = bind("x0", x0)
+        outer: list[tuple[Expr, Expr, Axis, Expr, int]] = []
+        for i, axis in enumerate(phase.walked[:-1]):
+            o = value[f"y{i}"]
+            base = bind(f"base{i}", o * axis.stride + axis.offset)
+            lo, extent = self._bounds(axis, base)
+            if not isinstance(lo, int):
+                lo = bind(f"lo{i}", lo)
+                extent = bind(f"n{i}", extent)
+            outer.append((lo, extent, axis, base, inner_strides[i]))
+        number = sum(t.tiles for t in phase.tiles)
+        whole = phase.group_tiles >= number
+        first = value["segment"] * phase.group_tiles
+        stmts: list[Stmt] = []
+        seen = 0
+        for tile in phase.tiles:
+            if whole:
+                lo, extent = int32(0), int32(tile.tiles)
+            else:
+                lo = tirx.max(first - seen, 0)
+                hi = tirx.min(first + phase.group_tiles - seen, tile.tiles)
+                extent = hi - lo
+
+            def body(k: Expr, tile: Tile = tile) -> Stmt:
+                position = k * tile.width + tile.begin
+                ctx = _Context(phase, run, tile, value, block, w0, x0, outer, position)
+                return self._tile(ctx)
+
+            if whole and tile.tiles == 1:
+                stmts.append(body(int32(0)))
+            else:
+                stmts.append(tir.loop("tile", extent, body, begin=lo))
+            seen += tile.tiles
+        return tir.seq(*binds, *stmts)
+
+    def _strides(self) -> tuple[list[int], int]:
+        """Elements between neighbours on each spatial axis, and the product of spatial extents."""
+        spatial = self.direct.input.shape[2:]
+        inner = self.lanes if self.direct.input.layout.block else 1
+        strides = [math.prod(spatial[i + 1 :]) * inner for i in range(len(spatial))]
+        return strides, math.prod(spatial)
+
+    def _bounds(self, axis: Axis, base: Expr) -> tuple[Any, Any]:
+        """First valid tap and number of valid taps where tap 0 reads `base`."""
+        if axis.always_inside:
+            return 0, len(axis.taps)
+        lo = tirx.max((axis.step - 1 - base) // axis.step, 0)
+        hi = tirx.min((axis.size - base + axis.step - 1) // axis.step, len(axis.taps))
+        return lo, tirx.max(hi - lo, 0)
+
+    def _tile(self, ctx: _Context) -> Stmt:
+        """Initialize, reduce, apply the epilogue and store one register tile."""
+        stmts = [*self._initial(ctx), *self._reduction(ctx), *self._final(ctx)]
+        return tir.seq(*stmts)
+
+    def _vector(self, body: Callable[[Expr], Stmt]) -> Stmt:
+        return tir.loop("l", self.lanes, body, tir.VECTORIZED)
+
+    def _initial(self, ctx: _Context) -> list[Stmt]:
+        stmts = []
+        for i in range(ctx.tile.width):
+            for j in range(ctx.run.width):
+                at = (i * ctx.run.width + j) * self.lanes
+
+                def body(lane: Expr, at: int = at, j: int = j) -> Stmt:
+                    value = tirx.const(0.0, "float32")
+                    if self.bias is not None:
+                        value = tirx.BufferLoad(self.bias, [(ctx.block + j) * self.lanes + lane])
+                    return tirx.BufferStore(self.acc, value, [lane + at])
+
+                stmts.append(self._vector(body))
+        return stmts
+
+    def _reduction(self, ctx: _Context) -> list[Stmt]:
+        d = self.direct
+        if ctx.phase.taps == 0:
+            return []
+        full, rest = divmod(d.channels, self.lanes)
+        stmts = []
+        if full > 1:
+            stmts.append(tir.loop("icb", full, lambda b: self._block(ctx, b, self.lanes)))
+        elif full:
+            stmts.append(self._block(ctx, int32(0), self.lanes))
+        if rest:
+            stmts.append(self._block(ctx, int32(full), rest))
+        return stmts
+
+    def _block(self, ctx: _Context, icb: Expr, channels: int) -> Stmt:
+        """Reduce over the taps and `channels` channels of input block `icb`."""
+        d = self.direct
+        _, area = self._strides()
+        width = ctx.run.width * self.lanes
+        w = ctx.w0 + icb * (self.lanes * ctx.phase.taps * width)
+        x = ctx.x0 + icb * (self.lanes * area)
+        per_tap = channels * width
+        inner = ctx.phase.walked[-1]
+        taps_inner = len(inner.taps)
+        s_x = self._strides()[0][-1]
+        position = ctx.position * inner.stride + inner.offset
+
+        def innermost(x: Expr, w: Expr) -> Stmt:
+            x = x + position * s_x
+            if ctx.phase.dynamic:
+                lo, extent = self._bounds(inner, position)
+                every = tuple([True] * ctx.tile.width)
+
+                def one(j: Expr) -> Stmt:
+                    at = x + j * (inner.step * s_x)
+                    return self._steps(ctx, at, w + j * per_tap, channels, every)
+
+                return tir.loop("kx", extent, one, begin=lo)
+            stmts = []
+            j = 0
+            while j < taps_inner:
+                valid = ctx.tile.valid[j]
+                k = j
+                while k + 1 < taps_inner and ctx.tile.valid[k + 1] == valid:
+                    k += 1
+                if any(valid):
+
+                    def tap(t: Expr, valid: tuple[bool, ...] = valid) -> Stmt:
+                        at = x + t * (inner.step * s_x)
+                        return self._steps(ctx, at, w + t * per_tap, channels, valid)
+
+                    if k > j:
+                        stmts.append(tir.loop("kx", k - j + 1, tap, begin=int32(j)))
+                    else:
+                        stmts.append(tap(int32(j)))
+                j = k + 1
+            return tir.seq(*stmts) if stmts else tirx.Evaluate(int32(0))
+
+        def nest(i: int, x: Expr, w: Expr) -> Stmt:
+            if i == len(ctx.outer):
+                return innermost(x, w)
+            lo, extent, axis, base, stride = ctx.outer[i]
+            below = taps_inner * math.prod(len(a[2].taps) for a in ctx.outer[i + 1 :]) * per_tap
+
+            def tap(j: Expr) -> Stmt:
+                return nest(i + 1, x + (base + j * axis.step) * stride, w + j * below)
+
+            if isinstance(lo, int) and extent == 1:
+                return tap(int32(0))
+            return tir.loop(f"k{i}", extent, tap, begin=lo)
+
+        return nest(0, x, w)
+
+    def _steps(
+        self, ctx: _Context, x: Expr, w: Expr, channels: int, valid: tuple[bool, ...]
+    ) -> Stmt:
+        """The FMAs of one tap: `channels` input channels from element `x`, weights from `w`."""
+        d = self.direct
+        inner = ctx.phase.walked[-1]
+        strides, area = self._strides()
+        s_c = 1 if d.input.layout.block else area
+        s_p = inner.stride * strides[-1]
+        size = sum(valid) * ctx.run.width
+        unroll = max(u for u in range(1, channels + 1) if channels % u == 0 and u * size <= BODY or u == 1)
+        xv, wv = tirx.Var("xi", "int32"), tirx.Var("wi", "int32")
+
+        def group(k: Expr) -> Stmt:
+            stmts: list[Stmt] = [
+                tirx.Bind(xv, x + k * (unroll * s_c)),
+                tirx.Bind(wv, w + k * (unroll * ctx.run.width * self.lanes)),
+            ]
+            for c in range(unroll):
+                stmts += self._step(ctx, xv + c * s_c, s_p, wv + c * ctx.run.width * self.lanes, valid)
+            return tir.seq(*stmts)
+
+        if unroll == channels:
+            return group(int32(0))
+        return tir.loop("ic", channels // unroll, group)
+
+    def _step(
+        self, ctx: _Context, x: Expr, pixel_stride: int, w: Expr, valid: tuple[bool, ...]
+    ) -> list[Stmt]:
+        stmts = []
+        u = ctx.run.width
+        for j in range(u):
+
+            def take(lane: Expr, j: int = j) -> Stmt:
+                value = tirx.BufferLoad(self.w, [w + j * self.lanes + lane])
+                return tirx.BufferStore(self.wv, value, [lane + j * self.lanes])
+
+            stmts.append(self._vector(take))
+        for i, inside in enumerate(valid):
+            if not inside:
+                continue
+            for j in range(u):
+
+                def fma(lane: Expr, i: int = i, j: int = j) -> Stmt:
+                    at = (i * u + j) * self.lanes + lane
+                    scalar = tirx.BufferLoad(self.x, [x + i * pixel_stride])
+                    product = scalar * tirx.BufferLoad(self.wv, [j * self.lanes + lane])
+                    total = tirx.BufferLoad(self.acc, [at]) + product
+                    return tirx.BufferStore(self.acc, total, [at])
+
+                stmts.append(self._vector(fma))
+        return stmts
+
+    def _final(self, ctx: _Context) -> list[Stmt]:
+        d = self.direct
+        stmts = []
+        for i in range(ctx.tile.width):
+            for j in range(ctx.run.width):
+                at = (i * ctx.run.width + j) * self.lanes
+                last = j == ctx.run.width - 1
+                valid = ctx.run.valid if last else self.lanes
+                index = [ctx.value["n"], (ctx.block + j) * self.lanes, *self._spatial(ctx, i)]
+
+                def value(lane: Expr, at: int = at) -> Expr:
+                    return tirx.BufferLoad(self.acc, [lane + at])
+
+                stmts.append(self.store.vector(value, index, valid))
+        return stmts
+
+    def _spatial(self, ctx: _Context, pixel: int) -> list[Expr]:
+        """Logical output coordinates of a pixel of the tile."""
+        phase = ctx.phase
+        position = ctx.position + pixel
+        if len(phase.walked) < len(phase.axes):
+            shape = self.direct.output.shape[2:]
+            index: list[Expr] = []
+            for i, extent in enumerate(shape):
+                stride = math.prod(shape[i + 1 :])
+                index.append(position // stride % extent if i else position // stride)
+            return index
+        outer = [ctx.value[f"y{i}"] for i in range(len(phase.axes) - 1)]
+        return [
+            o * a.spread + a.first for o, a in zip([*outer, position], phase.axes, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """Where a register tile stands."""
+
+    phase: Phase
+    run: Run
+    tile: Tile
+    value: dict[str, Expr]
+    block: Expr
+    w0: Expr
+    x0: Expr
+    outer: Sequence[tuple[Any, Any, Axis, Expr, int]]
+    position: Expr
