@@ -1,0 +1,1 @@
+"""Operators of the TVM backend: importing `effc.backends.tvm.ops.all` registers every rule and kernel."""

@@ -21,6 +21,7 @@ from tvm import tirx
 
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.program import Kernel
+from effc.backends.tvm.tir import let
 
 Expr = Any
 Lazy = Callable[[tuple[Expr, ...]], Expr]
@@ -206,7 +207,17 @@ def apply_rule(node: OpNode, inputs: Sequence[Lazy | None]) -> tuple[Lazy, ...]:
 
 def storage_dtype(dtype: str) -> str:
     """The TIR dtype of a tensor's elements in memory."""
-    return "uint8" if dtype == "bool" else dtype
+    return {"bool": "uint8", "bfloat16": "uint16"}.get(dtype, dtype)
+
+
+def loaded(value: Expr, dtype: str) -> Expr:
+    """An element as rules see it: bool as TIR bool, bfloat16 as float32."""
+    if dtype == "bool":
+        return tirx.NE(value, tirx.const(0, "uint8"))
+    if dtype == "bfloat16":
+        wide = tirx.Cast("uint32", value) << tirx.const(16, "uint32")
+        return tirx.reinterpret("float32", wide)
+    return value
 
 
 def load(buffer: Any, tensor: TensorType) -> Lazy:
@@ -214,13 +225,22 @@ def load(buffer: Any, tensor: TensorType) -> Lazy:
 
     def read(index: tuple[Expr, ...]) -> Expr:
         value = tirx.BufferLoad(buffer, [tensor.layout.flat_index(tensor.shape, index)])
-        return value != tirx.const(0, "uint8") if tensor.dtype == "bool" else value
+        return loaded(value, tensor.dtype)
 
     return read
 
 
 def stored(value: Expr, dtype: str) -> Expr:
-    """`value` as it is written to a tensor of `dtype`."""
+    """`value` as it is written to a tensor of `dtype` (bfloat16: rounded to nearest even)."""
     if dtype == "bool":
         return tirx.Select(value, tirx.const(1, "uint8"), tirx.const(0, "uint8"))
+    if dtype == "bfloat16":
+
+        def rounded(v: Expr) -> Expr:
+            odd = (v >> tirx.const(16, "uint32")) & tirx.const(1, "uint32")
+            up = (v + tirx.const(0x7FFF, "uint32") + odd) >> tirx.const(16, "uint32")
+            is_nan = (v & tirx.const(0x7FFFFFFF, "uint32")) > tirx.const(0x7F800000, "uint32")
+            return tirx.Cast("uint16", tirx.Select(is_nan, tirx.const(0x7FC0, "uint32"), up))
+
+        return let(tirx.reinterpret("uint32", value), rounded)
     return value

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm import tirx
 
 from effc.backends.tvm import tir
+from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.layout import TensorType
-from effc.backends.tvm.ops.contract import Lazy, storage_dtype, stored
+from effc.backends.tvm.ops.contract import Lazy, loaded, storage_dtype, stored
 from effc.backends.tvm.program import Kernel
 
 Expr = Any
@@ -27,19 +28,16 @@ Body = Callable[[list[Lazy]], Sequence[Lazy]]
 TASKS = 128  # enough to balance any number of cores, few enough to keep a task's loops long
 
 
-class Lanes(Protocol):
-    """What of the target's ISA matters here."""
-
-    @property
-    def lanes(self) -> int: ...
+def parameter(name: str, tensor: TensorType) -> Any:
+    """The buffer of a kernel's parameter; any tensor may be the user's, so it is element-aligned."""
+    dtype = storage_dtype(tensor.dtype)
+    size = int(np.dtype(dtype).itemsize)
+    return tir.buffer(name, max(1, tensor.elements), dtype, alignment=size)
 
 
 def nothing(name: str, params: Sequence[TensorType], outputs: int) -> Kernel:
     """The kernel of outputs without elements."""
-    buffers = [
-        tir.buffer(f"p{i}", max(1, t.elements), storage_dtype(t.dtype))
-        for i, t in enumerate(params)
-    ]
+    buffers = [parameter(f"p{i}", t) for i, t in enumerate(params)]
     func = tir.prim_func(name, buffers, lambda b, e: tirx.Evaluate(b))
     return Kernel(name, func, 0, tuple(params), outputs)
 
@@ -67,7 +65,7 @@ class _Loads:
             if self.seen is not None:
                 self.seen.append(flat)
             value = tirx.BufferLoad(buffer, [flat])
-            return value != tirx.const(0, "uint8") if tensor.dtype == "bool" else value
+            return loaded(value, tensor.dtype)
 
         return read
 
@@ -142,7 +140,7 @@ class _Nest:
 
 def injective(
     name: str,
-    isa: Lanes,
+    isa: Isa,
     outputs: Sequence[TensorType],
     operands: Sequence[TensorType],
     body: Body,
@@ -155,16 +153,29 @@ def injective(
     params = (*outputs, *operands)
     if any(e == 0 for e in first.shape):
         return nothing(name, params, len(outputs))
-    buffers = [
-        tir.buffer(f"p{i}", max(1, t.elements), storage_dtype(t.dtype))
-        for i, t in enumerate(params)
-    ]
+    buffers = [parameter(f"p{i}", t) for i, t in enumerate(params)]
     outs, ins = buffers[: len(outputs)], buffers[len(outputs) :]
     narrow = all(np.dtype(storage_dtype(t.dtype)).itemsize == 1 for t in params)
     lanes = isa.lanes * (4 if narrow else 1)
     nest = _choose(first, lanes, ins, operands, body)
     emit = _Emit(nest, outs, outputs, ins, operands, body)
     return Kernel(name, tir.prim_func(name, buffers, emit.tasks), emit.count, params, len(outputs))
+
+
+def _indices(
+    nest: _Nest, buffers: list[Any], operands: Sequence[TensorType], body: Body
+) -> list[Expr]:
+    """Where the body loads when it is asked for the element at `nest.flat`."""
+    seen: list[Expr] = []
+    loads = _Loads(buffers, operands, nest.analyzer, seen=seen)
+
+    def visit(_: Expr) -> Stmt:
+        for lazy in body(loads.lazies()):
+            lazy(nest.index(nest.flat))
+        return tirx.Evaluate(0)
+
+    tir.lanes(nest.width, visit, nest.lane)
+    return seen
 
 
 def _choose(
@@ -175,16 +186,7 @@ def _choose(
     most = rank - 2 if output.layout.block else rank
     for inner in range(max(most, 1), 1, -1):
         nest = _Nest(output, inner, lanes)
-        loads = _Loads(buffers, operands, nest.analyzer, seen=[])
-
-        def visit(_: Expr) -> Stmt:
-            for lazy in body(loads.lazies()):
-                lazy(nest.index(nest.flat))
-            return tirx.Evaluate(0)
-
-        tir.lanes(nest.width, visit, nest.lane)
-        seen = loads.seen or []
-        steps = {_step(i, nest.flat) for i in seen}
+        steps = {_step(i, nest.flat) for i in _indices(nest, buffers, operands, body)}
         if None not in steps and (output.layout.block or steps <= {0, 1}):
             return nest
     return _Nest(output, 1 if most >= 1 else 0, lanes)
@@ -291,5 +293,5 @@ class _Emit:
             self.vector(tail + nest.lane),
         )
         if self.chunks > 1:
-            rest = tirx.IfThenElse(t % self.chunks == self.chunks - 1, rest)
+            rest = tirx.IfThenElse(tirx.EQ(t % self.chunks, self.chunks - 1), rest, None)
         return tir.seq(body, rest)
