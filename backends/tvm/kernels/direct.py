@@ -416,7 +416,6 @@ class _Emit:
 
     def _block(self, ctx: _Context, icb: Expr, channels: int) -> Stmt:
         """Reduce over the taps and `channels` channels of input block `icb`."""
-        d = self.direct
         _, area = self._strides()
         width = ctx.run.width * self.lanes
         w = ctx.w0 + icb * (self.lanes * ctx.phase.taps * width)
@@ -483,7 +482,9 @@ class _Emit:
         s_c = 1 if d.input.layout.block else area
         s_p = inner.stride * strides[-1]
         size = sum(valid) * ctx.run.width
-        unroll = max(u for u in range(1, channels + 1) if channels % u == 0 and u * size <= BODY or u == 1)
+        unroll = max(
+            u for u in range(1, channels + 1) if channels % u == 0 and u * size <= BODY or u == 1
+        )
         xv, wv = tirx.Var("xi", "int32"), tirx.Var("wi", "int32")
 
         def group(k: Expr) -> Stmt:
@@ -492,7 +493,9 @@ class _Emit:
                 tirx.Bind(wv, w + k * (unroll * ctx.run.width * self.lanes)),
             ]
             for c in range(unroll):
-                stmts += self._step(ctx, xv + c * s_c, s_p, wv + c * ctx.run.width * self.lanes, valid)
+                stmts += self._step(
+                    ctx, xv + c * s_c, s_p, wv + c * ctx.run.width * self.lanes, valid
+                )
             return tir.seq(*stmts)
 
         if unroll == channels:
@@ -527,7 +530,6 @@ class _Emit:
         return stmts
 
     def _final(self, ctx: _Context) -> list[Stmt]:
-        d = self.direct
         stmts = []
         for i in range(ctx.tile.width):
             for j in range(ctx.run.width):
@@ -554,9 +556,7 @@ class _Emit:
                 index.append(position // stride % extent if i else position // stride)
             return index
         outer = [ctx.value[f"y{i}"] for i in range(len(phase.axes) - 1)]
-        return [
-            o * a.spread + a.first for o, a in zip([*outer, position], phase.axes, strict=True)
-        ]
+        return [o * a.spread + a.first for o, a in zip([*outer, position], phase.axes, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import numpy as np
 import tvm
 from tvm import sym, tirx
 
-
 from effc.backends.tvm import tir
 from effc.backends.tvm.kernels.epilogue import Epilogue
 from effc.backends.tvm.layout import TensorType
