@@ -230,6 +230,22 @@ class Linear:
         self.add = add
 
 
+def regroup(weight: Array, groups: int, fewer: int) -> Array:
+    """A Conv weight [O, I/groups, k...] as one of `fewer` groups (a divisor): [O, I/fewer, k...].
+
+    The new places are zero.
+    """
+    if groups == fewer:
+        return weight
+    outputs, per_group, *kernel = weight.shape
+    share = groups // fewer  # old groups in a new one
+    wide = np.zeros((fewer, share, outputs // groups, share, per_group, *kernel))
+    blocks = weight.reshape(fewer, share, outputs // groups, per_group, *kernel)
+    for i in range(share):
+        wide[:, i, :, i] = blocks[:, i]
+    return wide.reshape(outputs, share * per_group, *kernel)
+
+
 def cast(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
     """`array` in `dtype`, or None where a finite number would overflow or a number is not finite."""
     with np.errstate(over="ignore"):

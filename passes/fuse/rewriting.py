@@ -165,10 +165,11 @@ def split_const(node: ir.Node) -> tuple[Array, ir.Value, int] | None:
 
 
 def name_apart(model: ir.Model) -> None:
-    """Give every value of the model a name of its own, in place, by renaming those that came later.
+    """Give every value and node a name of its own, in place, by renaming those that come later.
 
     Inputs and outputs of the main graph keep theirs.
     """
+    nodes: set[str] = set()
     fixed = {*model.graph.inputs, *model.graph.outputs}
     taken = {v.name for v in fixed}
     every = list(graphs(model))
@@ -188,6 +189,13 @@ def name_apart(model: ir.Model) -> None:
         for value in graph.inputs:
             settle(value)
         for node in graph:
+            if node.name in nodes:
+                n = 1
+                while f"{node.name}_{n}" in nodes:
+                    n += 1
+                node.name = f"{node.name}_{n}"
+            if node.name:
+                nodes.add(node.name)
             for value in node.outputs:
                 settle(value)
         for value in list(graph.initializers.values()):
