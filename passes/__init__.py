@@ -40,9 +40,11 @@ CANONICALIZE = (
     "lift-constants,convert-opset,fold-shapes,remove-identity,simplify-layout-ops,fold-constants,"
     "eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
+# what is recognized first can't be torn apart by folding its constants into a neighbour; attention
+# comes last, so that its scale has already gone into the query's projection where that is possible
 FUSE = (
-    "fold-batch-norm,fold-bias,fold-pad,merge-linear,merge-parallel-branches,"
-    "recognize-activations,recognize-normalization,recognize-attention,eliminate-dead-code"
+    "recognize-activations,recognize-normalization,fold-pad,fold-batch-norm,fold-bias,merge-linear,"
+    "merge-parallel-branches,repeat,recognize-attention,eliminate-dead-code"
 )
 
 
