@@ -86,9 +86,9 @@ def build(
     Raises an EffcError where the model, the target or the answers are not as they should be. An artifact
     whose answers are wrong is sealed with the verdict `failed`, and then VerificationError is raised.
     """
-    chosen = _target(target, options)
-    backend = _backend(chosen, options)
-    pipeline = _pipeline(options, backend, chosen)
+    chosen = choose_target(target, options)
+    backend = choose_backend(chosen, options)
+    pipeline = choose_pipeline(options, backend, chosen)
 
     progress("load", 0.0)
     loaded = load(source, options.shapes)
@@ -173,7 +173,8 @@ def build(
     return BuildResult(artifact, path, records, manifest.measurements)
 
 
-def _target(name: str, options: BuildOptions) -> Target:
+def choose_target(name: str, options: BuildOptions) -> Target:
+    """The profile called `name` with the choices of `options`."""
     if options.precision not in PRECISIONS:
         raise ConfigError(
             f"precision {options.precision!r} is not one of {', '.join(PRECISIONS)}",
@@ -188,7 +189,8 @@ def _target(name: str, options: BuildOptions) -> Target:
     )
 
 
-def _backend(target: Target, options: BuildOptions) -> Backend[Any]:
+def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
+    """The backend that builds for `target`; BackendUnavailable says why it can't."""
     name = options.backend or target.profile.backend
     if name not in BACKENDS.table():
         raise BackendUnavailable(
@@ -205,7 +207,7 @@ def _backend(target: Target, options: BuildOptions) -> Backend[Any]:
     return backend
 
 
-def _pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> Pipeline:
+def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> Pipeline:
     """Canonicalize, compress (the user's passes), fuse, then what the backend needs."""
     standard = passes.parse(options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}")
     unknown = options.skip - {p.id for p in standard.passes}

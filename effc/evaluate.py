@@ -10,7 +10,7 @@ import numpy as np
 from effc.core.artifact import TensorSpec
 from effc.core.data import LabelledSamples
 from effc.core.errors import ConfigError
-from effc.core.measure import Array, Runner
+from effc.core.measure import Array, Feeds, Runner
 
 OnSample = Callable[[int, int], None]  # samples done, of how many
 
@@ -31,14 +31,14 @@ def evaluate(
     samples: LabelledSamples,
     output: str,
     *,
-    reference: Runner | None = None,
+    reference: Callable[[Feeds], Array] | None = None,
     on_sample: OnSample = lambda done, total: None,
 ) -> Evaluation:
     """Classify every sample by the scores of `output`, with the already entered `runner`.
 
     A sample counts for top-k if fewer than k classes score higher than its label (or as high, with a lower
-    index); a label's NaN score never counts. Agreement is how often `reference`, entered too, has the same
-    best class. ConfigError where a label is no class of the model, or there is nothing to compare with.
+    index); a label's NaN score never counts. Agreement is how often the scores of `reference` have the
+    same best class. ConfigError where a label is no class of the model, or there is nothing to compare with.
     """
     hits1 = hits5 = labelled = same = nonfinite = done = 0
     total = len(samples)
@@ -56,8 +56,7 @@ def evaluate(
             hits5 += place < 5
             labelled += 1
         if reference is not None:
-            theirs = reference.infer(feeds)[output].reshape(-1)
-            same += best(scores) == best(theirs)
+            same += best(scores) == best(reference(feeds).reshape(-1))
         on_sample(done, total)
     if labelled == 0 and reference is None:
         raise ConfigError(

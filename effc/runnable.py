@@ -14,7 +14,7 @@ from effc.backends import make_backend
 from effc.core.artifact import Artifact, TensorSpec
 from effc.core.check import check_model
 from effc.core.errors import ConfigError, DeviceError
-from effc.core.measure import Device, Runner
+from effc.core.measure import Device, Feeds, Runner
 from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
 from effc.core.reference import OnnxRuntimeRunner
@@ -121,3 +121,31 @@ def choose_preprocess(runnable: Runnable, given: Preprocess | None) -> Preproces
             hint="leave --preprocess out, or build again with it",
         )
     return given or stored
+
+
+def pairing(
+    ours: tuple[TensorSpec, ...], theirs: tuple[TensorSpec, ...], role: str
+) -> dict[str, str]:
+    """Name in `a` -> name in `b`: by name where all names agree, otherwise by position."""
+    if {s.name for s in ours} == {s.name for s in theirs}:
+        other = {s.name: s for s in theirs}
+        pairs = [(s, other[s.name]) for s in ours]
+    elif len(ours) == len(theirs):
+        pairs = list(zip(ours, theirs, strict=True))
+    else:
+        raise ConfigError(
+            f"the two differ in their number of {role}s: {len(ours)} and {len(theirs)}"
+        )
+    for one, two in pairs:
+        if one.shape != two.shape or (role == "input" and one.dtype != two.dtype):
+            raise ConfigError(
+                f"{role} {one.name!r} is {one.dtype}{list(one.shape)} in the one and "
+                f"{two.dtype}{list(two.shape)} in the other",
+                hint="compare what has the same interface; --shape fixes dynamic inputs of models",
+            )
+    return {one.name: two.name for one, two in pairs}
+
+
+def renamed(feeds: Feeds, names: dict[str, str]) -> Feeds:
+    """`feeds` under the names of the other side of a pairing."""
+    return {names[name]: array for name, array in feeds.items()}

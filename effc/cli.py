@@ -1,0 +1,120 @@
+"""The command line: finds the command, runs it, and turns errors into one line and an exit code.
+
+Exit codes: 0 done; 1 a bug in effc (with its traceback), or `doctor` found a fault; 2 the command, the
+model or a file is wrong; 3 the target or its toolchain can't; 4 the artifact's answers are wrong;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from effc.commands.output import Output
+from effc.core.errors import EffcError
+
+# name -> where; in the order of a first use. Modules are imported when a command is used or listed.
+COMMANDS = {
+    "build": "effc.commands.build:build",
+    "run": "effc.commands.run:run",
+    "bench": "effc.commands.bench:bench",
+    "eval": "effc.commands.evaluate:evaluate",
+    "inspect": "effc.commands.inspect:inspect",
+    "check": "effc.commands.check:check",
+    "compare": "effc.commands.compare:compare",
+    "targets": "effc.commands.lists:targets",
+    "passes": "effc.commands.lists:passes",
+    "backends": "effc.commands.lists:backends",
+    "zoo": "effc.commands.lists:zoo",
+    "doctor": "effc.commands.doctor:doctor",
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        where = COMMANDS.get(cmd_name)
+        if where is None:
+            return None
+        module, _, name = where.partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if close:
+                raise click.UsageError(
+                    f"No such command {args[0]!r}. Did you mean {close[0]!r}?", ctx
+                ) from error
+            raise
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"effc {version('effc')}")
+        ctx.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version,
+              help="Print the version and end.")  # fmt: skip
+def cli() -> None:
+    """From a vision model to a proven, measured artifact for one device.
+
+    \b
+    effc build model.onnx --target host -o out     build, verify and time it
+    effc run out --input cat.jpg                   classify a picture with it
+    effc bench out --against onnxruntime           time it again, side by side
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command of `arguments` (by default the process's) and exit."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    output = Output.of_process(json="--json" in arguments)
+    sys.exit(run(arguments, output))
+
+
+def run(arguments: Sequence[str], output: Output) -> int:
+    """Run the command of `arguments`; the exit code. Only a bug leaves a traceback, on stderr."""
+    try:
+        code = cli.main(args=list(arguments), prog_name="effc", standalone_mode=False, obj=output)
+        return code if isinstance(code, int) else 0
+    except EffcError as error:
+        output.error(error)
+        return error.exit_code
+    except click.exceptions.Abort:
+        return _interrupted(output)
+    except KeyboardInterrupt:
+        return _interrupted(output)
+    except click.ClickException as error:
+        output.usage_error(error)
+        return error.exit_code
+    except BrokenPipeError:  # the reader, say `head`, went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        output.bug(error)
+        return 1
+
+
+def _interrupted(output: Output) -> int:
+    output.fault("Interrupted", "interrupted", "")
+    return 130

@@ -1,0 +1,160 @@
+"""effc build: from a model to a verified, measured artifact."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from effc.commands.options import (
+    PATH,
+    DurationType,
+    ThreadsType,
+    json_option,
+    preprocess_option,
+    shape_option,
+)
+
+if TYPE_CHECKING:
+    from effc.build import BuildResult
+    from effc.core.preprocess import Preprocess
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--target",
+    "-t",
+    default="host",
+    show_default=True,
+    help="The device: a name of `effc targets`, or the path of a TOML profile.",
+)
+@click.option("--out", "-o", type=PATH, help="Where the artifact goes  [default: MODEL-TARGET]")
+@click.option("--precision", default="fp32", show_default=True, help="The artifact's numbers.")
+@click.option("--backend", default="", help="Another backend than the target's own.")
+@shape_option
+@click.option(
+    "--samples",
+    type=PATH,
+    help="Representative inputs: a folder or tar of pictures, an npz, npy or one picture.",
+)
+@preprocess_option
+@click.option("--pipeline", default="", help="Passes that replace the default ones, as text.")
+@click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    metavar="ID{OPTIONS}|FILE.py:Class",
+    help="One more pass, after the others; again for each.",
+)
+@click.option("--skip", multiple=True, metavar="ID", help="Leave out a pass; again for each.")
+@click.option(
+    "--budget", type=DurationType(), default=0.0, help="Time for tuning, like 5m  [default: none]"
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of made-up samples and tuning."
+)
+@click.option(
+    "--threads",
+    type=ThreadsType(),
+    default=None,
+    help="Thread counts to measure  [default: one and all cores]",
+)
+@click.option("--no-measure", is_flag=True, help="Do not time the artifact.")
+@click.option("--verify-each", is_flag=True, help="Hold every pass to its promise (slow).")
+@click.option("--dump", type=PATH, metavar="DIR", help="Write the model after each pass to DIR.")
+@click.option("--pack", is_flag=True, help="Write one file, OUT.effc, instead of a folder.")
+@click.option("--allow-nonfinite", is_flag=True, help="Accept NaN and infinity among the weights.")
+@json_option
+@click.pass_context
+def build(  # noqa: PLR0913
+    ctx: click.Context, source: str, target: str, out: Path | None, precision: str, backend: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...], samples: Path | None, preprocess: Preprocess | None,
+    pipeline: str, passes: tuple[str, ...], skip: tuple[str, ...], budget: float, seed: int,
+    threads: tuple[int, ...] | None, no_measure: bool, verify_each: bool, dump: Path | None, pack: bool,
+    allow_nonfinite: bool,
+) -> None:  # fmt: skip
+    """Build SOURCE into an artifact that is verified and timed.
+
+    SOURCE is a model file (.onnx), module:attribute or file.py:attribute of a torch module, or zoo:NAME.
+    Its answers are recorded with onnxruntime before anything changes, and the artifact's are held to them.
+    """
+    from effc.build import BuildOptions
+    from effc.build import build as build_artifact
+    from effc.commands.progress import progress_on_stderr
+
+    options = BuildOptions(
+        precision=precision,
+        backend=backend,
+        shapes=dict(shapes),
+        samples=samples,
+        preprocess=preprocess,
+        pipeline=pipeline,
+        passes=passes,
+        skip=frozenset(name for text in skip for name in text.split(",") if name),
+        tune_seconds=budget,
+        seed=seed,
+        threads=threads or (),
+        measure=not no_measure,
+        verify_each=verify_each,
+        dump=dump,
+        pack=pack,
+        allow_nonfinite=allow_nonfinite,
+    )
+    place = out or Path(default_name(source, target))
+    with progress_on_stderr(f"build {place.name}") as progress:
+        result = build_artifact(source, target, place, options, progress=progress)
+    if ctx.obj.json:
+        ctx.obj.result(document(result))
+    else:
+        from effc.report.terminal import build_report
+
+        ctx.obj.result(None, *build_report(result))
+
+
+def default_name(source: str, target: str) -> str:
+    """`zoo:tiny-cnn`, `models/a.onnx`, `pkg.mod:Net` for `host` -> `tiny-cnn-host`, `a-host`, `Net-host`."""
+    stem = source.rpartition(":")[2] if ":" in source else Path(source).name
+    stem = re.sub(r"\.(onnx|onnxtxt|textproto|pt2|tflite)$", "", stem)
+    board = Path(target).stem if target.endswith(".toml") else target
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stem}-{board}").strip("-.") or "artifact"
+
+
+def document(result: BuildResult) -> dict[str, Any]:
+    """The JSON of a build."""
+    manifest = result.artifact.manifest
+    return {
+        "artifact": str(result.path),
+        "target": manifest.target,
+        "backend": manifest.backend,
+        "verdict": {
+            "status": manifest.verdict.status,
+            "reason": manifest.verdict.reason,
+            "max_error": manifest.verdict.max_error,
+        },
+        "measurements": [
+            {
+                "name": m.name,
+                "source": m.source,
+                "device": m.device,
+                "threads": m.threads,
+                "median_ms": None if m.median is None else 1e3 * m.median,
+                "interval_ms": [1e3 * s for s in m.interval() or ()] or None,
+                "instructions": m.instructions,
+                "peak_bytes": m.peak_bytes,
+            }
+            for m in result.measurements
+        ],
+        "passes": [
+            {
+                "id": r.id,
+                "options": r.options,
+                "effect": r.effect,
+                "rewrites": r.rewrites,
+                "seconds": r.seconds,
+            }
+            for r in result.passes
+        ],
+    }
