@@ -251,8 +251,6 @@ def write_type(value: ir.Value, proto: onnx.TypeProto) -> None:
     if type(value.type) is not ir.TensorType:
         if value.type is not None:
             ir.serde.serialize_type_into(proto, value.type)
-            if value.shape is not None:
-                ir.serde.serialize_shape_into(proto, value.shape)
         return
     tensor = proto.tensor_type
     tensor.elem_type = int(value.type.dtype)
@@ -314,7 +312,7 @@ def _set(value: ir.Value, info: onnx.TypeProto) -> None:
         typed = ir.serde.deserialize_type_proto_for_type(info)
         if typed is not None:
             value.type = typed
-        value.shape = ir.serde.deserialize_type_proto_for_shape(info)
+        value.shape = None  # onnx_ir would write a sequence with a shape as a tensor
         return
     tensor = info.tensor_type
     if tensor.elem_type and (value.type is None or value.type.dtype != tensor.elem_type):

@@ -15,9 +15,7 @@ from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.shapes import infer_shapes
 from effc.passes.canonicalize.opset_adapters import ADAPTERS, SAME, Refusal, lower_node
 
-# onnxruntime itself promises nothing below, so no goldens could be recorded
-_OLDEST_OPSET = 7
-_NEEDS_SHAPES = frozenset({"Softmax", "LogSoftmax", "Hardmax", "GroupNormalization", "Reshape"})
+_NEEDS_SHAPES = frozenset({"Softmax", "LogSoftmax", "Hardmax", "GroupNormalization", "Scan"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +59,6 @@ class ConvertOpset(Pass):
             return count
         if source > WORKING_OPSET:
             return count + _lower(model, nodes, source)
-        if source < _OLDEST_OPSET:
-            raise FrontendError(
-                f"the model has opset {source}; the oldest that effc converts is {_OLDEST_OPSET}",
-                hint="export it again with opset 13 or newer",
-            )
         return count + _raise(model, nodes, source)
 
 

@@ -144,12 +144,16 @@ class _Fold:
             return False
         reads = sum(_bytes(v) for v in node.inputs if v is not None)
         if node.op_type in _BY_DATA:
-            return all(_elements(v) <= _BY_DATA_ELEMENTS for v in node.inputs if v is not None)
+            return all(isinstance(v.type, ir.TensorType) for v in node.outputs) and all(
+                _elements(v) <= _BY_DATA_ELEMENTS for v in node.inputs if v is not None
+            )
         total = 0
         for value in node.outputs:
             if value.name == "":
                 continue
-            if shape_of(value) is None or value.dtype is None or not _native(value.dtype):
+            if not isinstance(value.type, ir.TensorType):  # a sequence is no constant
+                return False
+            if shape_of(value) is None or not _native(value.dtype):
                 return False
             size = _bytes(value)
             if size > self.max_bytes or size > max(self.max_growth_bytes, 4 * reads):

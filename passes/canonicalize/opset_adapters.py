@@ -196,6 +196,7 @@ def _upsample_9(node: ir.Node) -> ir.Node:
 
 
 def _upsample_10(node: ir.Node) -> ir.Node | None:
+    """Upsample only grows (its scales are at least 1), so nearest is floor."""
     graph = node.graph
     if graph is None:
         raise Refusal("it stands in no graph")
@@ -205,7 +206,7 @@ def _upsample_10(node: ir.Node) -> ir.Node | None:
         "coordinate_transformation_mode": "asymmetric",
     }
     if mode == "nearest":
-        attributes["nearest_mode"] = _nearest(node, const(node.inputs[1]))
+        attributes["nearest_mode"] = "floor"
     resize = ir.node("Resize", [node.inputs[0], None, node.inputs[1]], attributes, name=node.name)
     graph.insert_before(node, [resize])
     _put(node, resize)
@@ -255,7 +256,38 @@ def _group_norm(node: ir.Node) -> ir.Node:
 
 
 def _scan_9(node: ir.Node) -> ir.Node:
-    raise Refusal("Scan of opset 8 has a batch axis and sequence lengths")
+    """Scan of opset 8 had a batch axis in front of all; for a batch of 1 it is taken off and put back."""
+    graph = node.graph
+    if graph is None or node.inputs[0] is not None:
+        raise Refusal("Scan of opset 8 with sequence lengths was removed from ONNX")
+    data = list(node.inputs[1:])
+    if any(v is None or v.shape is None or not len(v.shape) or v.shape[0] != 1 for v in data):
+        raise Refusal("Scan of opset 8 has a batch axis, and the batch is not known to be 1")
+    axis = _const_input(node, "batch_axis", np.array([0], np.int64))
+    node.resize_inputs(len(data))
+    for i, value in enumerate(data):
+        squeeze = ir.node("Squeeze", [value, axis])
+        graph.insert_before(node, [squeeze])
+        node.replace_input_with(i, squeeze.outputs[0])
+    for old in node.outputs:
+        unsqueeze = ir.node("Unsqueeze", [old, axis])
+        new = unsqueeze.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        old.type, old.shape = None, None
+        for user, index in list(old.uses()):
+            if user is not unsqueeze:
+                user.replace_input_with(index, new)
+        if old.is_graph_output():
+            new.name, old.name = old.name, f"{old.name}_batch"
+            for i, value in enumerate(graph.outputs):
+                if value is old:
+                    graph.outputs[i] = new
+        graph.insert_after(node, [unsqueeze])
+    directions = node.attributes.pop("directions", None)
+    if directions is not None:
+        key = "scan_input_directions"
+        node.attributes[key] = ir.AttrInt64s(key, directions.as_ints())
+    return node
 
 
 _AXES_TO_INPUT = _ints_to_input("axes", 1)
