@@ -89,7 +89,7 @@ def add_const(graph: ir.Graph, name: str, array: Array) -> ir.Value:
         unique = f"{name}_{n}"
     value = ir.Value(
         name=unique,
-        const_value=ir.tensor(np.asarray(array, order="C"), name=unique),
+        const_value=ir.Tensor(np.asarray(array, order="C"), name=unique),
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
     )
@@ -121,8 +121,23 @@ def replaceable(old: ir.Value, new: ir.Value) -> bool:
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph, then every subgraph of its nodes, outer before inner."""
-    yield model.graph
-    yield from model.graph.subgraphs()
+    work = [model.graph]
+    for graph in work:
+        yield graph
+        for node in graph:
+            work.extend(subgraphs(node))
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The graphs among the attributes of one node."""
+    found: list[ir.Graph] = []
+    if node.attributes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+                found.append(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
+                found.extend(attribute.as_graphs())
+    return found
 
 
 def elements(shape: tuple[int, ...]) -> int:

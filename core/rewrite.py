@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
-from effc.core.ir import replace
+from effc.core.ir import replace, subgraphs
 
 
 class Rule(Protocol):
@@ -103,16 +103,9 @@ def _detach(node: ir.Node) -> list[ir.Value]:
         if value is not None:
             feeds[value] = None
             node.replace_input_with(i, None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            inner_graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            inner_graphs = list(attribute.as_graphs())
-        else:
-            continue
-        for inner_graph in inner_graphs:
-            for inner in inner_graph:
-                feeds.update(dict.fromkeys(_detach(inner)))
+    for graph in subgraphs(node):
+        for inner in graph:
+            feeds.update(dict.fromkeys(_detach(inner)))
     return list(feeds)
 
 

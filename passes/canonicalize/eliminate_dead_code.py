@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
+from effc.core.ir import graphs, subgraphs
 from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.rewrite import erase
 
@@ -29,8 +29,9 @@ class EliminateDeadCode(Pass):
 
     def run(self, model: ir.Model, ctx: PassContext) -> int:
         count = _clean(model.graph)
-        used = {n.op_identifier() for n in model.graph.all_nodes()}
-        domains = {n.domain for n in model.graph.all_nodes()} | {""}
+        nodes = [n for g in graphs(model) for n in g]
+        domains = {n.domain for n in nodes} | {""}
+        used = {n.op_identifier() for n in nodes} if model.functions else set()
         for key in _dead_functions(model, used):
             del model.functions[key]
             count += 1
@@ -50,7 +51,7 @@ def _clean(graph: ir.Graph) -> int:
             erase(node)
             count += 1
             continue
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             count += _clean(inner)
         count += _drop_outputs(node)
     inputs = set(graph.inputs)
@@ -59,14 +60,6 @@ def _clean(graph: ir.Graph) -> int:
             del graph.initializers[name]
             count += 1
     return count
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 # trailing outputs that only report on the way to the first one; a node without them costs less
@@ -109,7 +102,7 @@ def _tell_apart(model: ir.Model) -> None:
     taken.update(v.name for v in fixed if v.name)
     skip = set(fixed)
     later: list[ir.Value] = []
-    for inner in (graph, *graph.subgraphs()):
+    for inner in graphs(model):
         values = [*inner.inputs, *inner.initializers.values()]
         values += [o for n in inner for o in n.outputs if o.name != "" or o.uses()]
         for value in values:
