@@ -36,8 +36,12 @@ def loop(
     return tirx.For(var, begin, extent, kind, body(var))
 
 
-def buffer(name: str, elements: int, dtype: str, *, alignment: int = 64) -> Any:
-    """A flat buffer; `alignment` in bytes (tensors of the user's are only element-aligned)."""
+def buffer(name: str, elements: int, dtype: str, *, alignment: int = 0) -> Any:
+    """A flat buffer; `alignment` in bytes, by default an element's: any parameter may be the user's.
+
+    (Unaligned vector moves of aligned data cost nothing on the processors that have vectors.)
+    """
+    alignment = alignment or max(1, tvm.DataType(dtype).bits // 8)
     return tirx.decl_buffer((elements,), dtype, name=name, data_alignment=alignment)
 
 
@@ -59,10 +63,14 @@ def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     if named or (isinstance(value, tvm.ir.TensorLoad) and value.source.scope() == "local"):
         return body(value)
     lane, width, buffers, stores = _scopes[-1]
+    truth = str(value.ty.dtype) == "bool"
+    if truth:  # vectors of bits have no memory form that the vectorizer and LLVM agree on
+        value = tirx.Select(value, tirx.const(1, "uint8"), tirx.const(0, "uint8"))
     register = local("v", width, value.ty.dtype)
     buffers.append(register)
     stores.append(tirx.BufferStore(register, value, [lane]))
-    return body(tirx.BufferLoad(register, [lane]))
+    load = tirx.BufferLoad(register, [lane])
+    return body(tirx.NE(load, tirx.const(0, "uint8")) if truth else load)
 
 
 def lanes(width: int, body: Callable[[Expr], Stmt], lane: Any = None) -> Stmt:

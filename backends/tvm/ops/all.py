@@ -1,5 +1,25 @@
 """Registers every rule and kernel builder of this folder."""
 
-from effc.backends.tvm.ops import binary, convert, movement, normalize, reduce, resize, unary
+from effc.backends.tvm.ops import (
+    binary,
+    convert,
+    movement,
+    normalize,
+    reduce,
+    resize,
+    sample,
+    scatter,
+    unary,
+)
 
-__all__ = ["binary", "convert", "movement", "normalize", "reduce", "resize", "unary"]
+__all__ = [
+    "binary",
+    "convert",
+    "movement",
+    "normalize",
+    "reduce",
+    "resize",
+    "sample",
+    "scatter",
+    "unary",
+]

@@ -26,7 +26,6 @@ from effc.backends.tvm.ops.contract import (
     load,
     loaded,
     operands,
-    storage_dtype,
     stored,
 )
 from effc.backends.tvm.ops.injective import injective, parameter, unflatten
@@ -151,7 +150,8 @@ def reduction(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
         return _of_nothing(name, isa, node, spec, count)
     shape, where = physical(x, axes)
     walk = Walk(axes_of(shape, where), isa.lanes)
-    params = (out, x, *epilogue.operands)
+    target = TensorType(out.shape, epilogue.dtype or out.dtype, out.layout)
+    params = (target, x, *epilogue.operands)
     buffers = [parameter(f"p{i}", t) for i, t in enumerate(params)]
     loads = [load(b, t) for b, t in zip(buffers[2:], epilogue.operands, strict=True)]
 
@@ -179,7 +179,7 @@ def reduction(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
             elif not is_float(out.dtype):
                 value = cast(value, out.dtype)
             value = through(epilogue, value, flat, out, loads)
-            return tirx.BufferStore(buffers[0], stored(value, out.dtype), [flat])
+            return tirx.BufferStore(buffers[0], stored(value, target.dtype), [flat])
 
         view.finish(store)
 
@@ -194,7 +194,7 @@ def combine(spec: _Reduction, a: Expr, b: Expr) -> Expr:
 
 def through(epilogue: Epilogue, value: Expr, flat: Expr, out: TensorType, loads: list[Any]) -> Expr:
     """`value` after the epilogue at physical position `flat`; padding lanes stay zeros."""
-    if epilogue.is_identity:
+    if epilogue.identity:
         return value
     if not out.layout.block:
         index = unflatten(flat, out.shape) if out.shape else ()
@@ -230,8 +230,8 @@ def _of_nothing(name: str, isa: Isa, node: OpNode, spec: _Reduction, count: int)
     ins = [node.input(i) for i in operands(node)]
     values = {"ReduceMean": math.nan, "ReduceLogSum": -math.inf, "ReduceLogSumExp": -math.inf}
     value = values.get(node.op_type, spec.start)
-    dtype = storage_dtype(out.dtype)
-    number = tirx.const(bottom(value, dtype), dtype)
+    dtype = "float32" if out.dtype == "bfloat16" else out.dtype
+    number = tirx.const(value > 0 if dtype == "bool" else bottom(value, dtype), dtype)
     return injective(name, isa, [out], ins, lambda loads: [lambda index: number])
 
 
