@@ -178,6 +178,7 @@ def _run_one(
             f"pass {step} failed: {type(error).__name__}: {error}",
             hint=f"leave it out with --skip {step.id}, and report this",
             pass_id=step.id,
+            reproducer=getattr(error, "reproducer", ""),
         ) from error
     return record
 
