@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from effc.backends.tvm.layout import TensorType
 
+Array = npt.NDArray[Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -63,8 +65,28 @@ class Program:
     views: dict[str, View] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    public: dict[str, str] = field(default_factory=dict)  # the caller's names, where they differ
+    isa: Any = None  # effc.backends.tvm.isa.Isa
     offsets: Mapping[str, int] = field(default_factory=dict)  # bytes into the arena
     arena_bytes: int = 0
+    arena_bound: int = 0  # the most bytes that are live at once: no arena is smaller
+
+    def place(self, name: str) -> tuple[str, int]:
+        """The storage that holds tensor `name`, and how many bytes in it begins."""
+        offset = 0
+        while name in self.views:
+            view = self.views[name]
+            name, offset = view.base, offset + view.offset
+        return name, offset
+
+    def root(self, name: str) -> str:
+        """The storage that holds tensor `name`."""
+        return self.place(name)[0]
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Scratch of one thread."""
+        return max((k.scratch_bytes for k in self.kernels.values()), default=0)
 
     @property
     def constant_bytes(self) -> int:

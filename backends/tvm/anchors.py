@@ -1,0 +1,163 @@
+"""Operators that have a kernel of their own: which one, the layouts it wants, what it packs.
+
+An *anchor* is what a fusion group is built around. The kernel builders of `ops` register themselves;
+those of `kernels`, which pack their weights, are bound to ONNX operators here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.conv import ConvSpec, conv2d, pack_conv2d
+from effc.backends.tvm.kernels.epilogue import Epilogue
+from effc.backends.tvm.layout import PLAIN, Layout
+from effc.backends.tvm.ops import all as _all_ops  # noqa: F401  registers the rules
+from effc.backends.tvm.ops.contract import (
+    OpNode,
+    Refused,
+    Wanted,
+    find_kernel,
+    operands,
+)
+from effc.backends.tvm.program import Kernel
+
+Array = npt.NDArray[Any]
+
+
+def _nothing(node: OpNode, isa: Isa) -> tuple[Array, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """How an operator is lowered to one kernel.
+
+    `build(node, name, isa, epilogue)` takes types with the planned layouts. The kernel's params are:
+    outputs, the `runtime` inputs of the node in order, the arrays of `pack(node, isa)`, the epilogue's
+    operands. `weights` are the inputs that `pack` reads; they are in `node.constants`.
+    """
+
+    template: str
+    runtime: tuple[int, ...]
+    wants: Callable[[OpNode, Isa], Wanted]
+    build: Callable[[OpNode, str, Isa, Epilogue], Kernel]
+    weights: tuple[int, ...] = ()
+    pack: Callable[[OpNode, Isa], tuple[Array, ...]] = _nothing
+    fuses: bool = True
+
+
+Finder = Callable[[OpNode], Anchor | None]
+FINDERS: dict[str, Finder] = {}
+
+
+def finder(*op_types: str) -> Callable[[Finder], Finder]:
+    """Register how these operators of the ONNX domain are lowered; None leaves them to `ops`."""
+
+    def register(function: Finder) -> Finder:
+        for op_type in op_types:
+            FINDERS[op_type] = function
+        return function
+
+    return register
+
+
+def find_anchor(node: OpNode) -> Anchor | None:
+    """The kernel for `node`, if it has one. Raises Refused where its operator can't be lowered so."""
+    if node.domain in ("", "ai.onnx") and node.op_type in FINDERS:
+        found = FINDERS[node.op_type](node)
+        if found is not None:
+            return found
+    entry = find_kernel(node)
+    if entry is None:
+        return None
+    return Anchor(
+        node.op_type.lower(),
+        operands(node),
+        lambda n, isa: entry.wants(n, isa.lanes),
+        lambda n, name, isa, epilogue: entry.build(n, name, isa, epilogue),
+        fuses=entry.fuses,
+    )
+
+
+def _blocked(shape: Sequence[int], isa: Isa) -> Layout:
+    """Blocked, unless padding the channels to whole blocks would more than double the tensor."""
+    return Layout(isa.lanes) if shape[1] * 2 >= isa.lanes else PLAIN
+
+
+def conv_pads(
+    node: OpNode, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[int, ...]:
+    """`pads` in ONNX order (all begins, then all ends), auto_pad resolved."""
+    rank = len(kernel)
+    auto = node.attr("auto_pad", "NOTSET")
+    if auto == "NOTSET":
+        return tuple(node.attr("pads", (0,) * 2 * rank))
+    if auto == "VALID":
+        return (0,) * 2 * rank
+    begins, ends = [], []
+    for size, k, s, d in zip(node.input(0).shape[2:], kernel, strides, dilations, strict=True):
+        total = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
+        small, large = total // 2, total - total // 2
+        begins.append(small if auto == "SAME_UPPER" else large)
+        ends.append(large if auto == "SAME_UPPER" else small)
+    return (*begins, *ends)
+
+
+def _float32(node: OpNode) -> None:
+    dtype = node.input(0).dtype
+    if dtype != "float32":
+        raise Refused(
+            f"its data is {dtype}, and this kernel computes in float32",
+            "build the model in float32 (--precision fp32)",
+        )
+
+
+def _conv_spec(node: OpNode) -> ConvSpec:
+    kernel = node.input(1).shape[2:]
+    rank = len(kernel)
+    strides = tuple(node.attr("strides", (1,) * rank))
+    dilations = tuple(node.attr("dilations", (1,) * rank))
+    return ConvSpec(
+        input=node.input(0),
+        output=node.outputs[0],
+        kernel=tuple(kernel),
+        strides=strides,
+        pads=conv_pads(node, kernel, strides, dilations),
+        dilations=dilations,
+        groups=node.attr("group", 1),
+        bias=node.has(2),
+    )
+
+
+@finder("Conv")
+def _conv(node: OpNode) -> Anchor:
+    _float32(node)
+    node.required(1, "the weight")
+    node.const(2, "the bias")
+    groups = node.attr("group", 1)
+    depthwise = groups > 1 and groups == node.input(0).shape[1]
+
+    def wants(node: OpNode, isa: Isa) -> Wanted:
+        out = Layout(isa.lanes)
+        if depthwise or groups > 1:
+            return Wanted((out,), (out,))
+        return Wanted((_blocked(node.input(0).shape, isa),), (out,))
+
+    def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
+        bias = np.asarray(node.constants[2]) if node.has(2) else None
+        return pack_conv2d(_conv_spec(node), isa, np.asarray(node.constants[1]), bias)
+
+    return Anchor(
+        "depthwise" if depthwise else "conv",
+        (0,),
+        wants,
+        lambda n, name, isa, epilogue: conv2d(_conv_spec(n), name, isa, epilogue),
+        weights=(1, 2),
+        pack=pack,
+    )
