@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
-from effc.backends.tvm.kernels.axes import forward_axis
+from effc.backends.tvm.kernels.axes import Axis, forward_axis
+from effc.backends.tvm.kernels.depthwise import Depthwise, pack_depthwise
 from effc.backends.tvm.kernels.direct import Direct
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.layout import TensorType
@@ -31,10 +32,16 @@ class ConvSpec:
     bias: bool = False
 
 
-@lru_cache(maxsize=1024)
-def _direct(spec: ConvSpec, isa: Isa) -> Direct:
+def is_depthwise(spec: ConvSpec, isa: Isa) -> bool:
+    """Whether the depthwise kernel takes it: one channel a group, blocked on both sides."""
+    channels = spec.input.shape[1]
+    blocked = spec.input.layout.block == spec.output.layout.block == isa.lanes
+    return blocked and spec.groups == channels == spec.output.shape[1] > 1
+
+
+def _axes(spec: ConvSpec) -> tuple[Axis, ...]:
     rank = len(spec.kernel)
-    axes = tuple(
+    return tuple(
         forward_axis(
             spec.input.shape[2 + i],
             spec.kernel[i],
@@ -44,7 +51,11 @@ def _direct(spec: ConvSpec, isa: Isa) -> Direct:
         )
         for i in range(rank)
     )
-    return Direct(isa, spec.input, spec.output, (axes,), spec.groups, spec.bias)
+
+
+@lru_cache(maxsize=1024)
+def _direct(spec: ConvSpec, isa: Isa) -> Direct:
+    return Direct(isa, spec.input, spec.output, (_axes(spec),), spec.groups, spec.bias)
 
 
 def conv2d(spec: ConvSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> Kernel:
@@ -53,6 +64,10 @@ def conv2d(spec: ConvSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -
     Params: output, input, packed weights, packed bias (where `spec.bias`), the epilogue's operands.
     Input and output are each plain or blocked by `isa.lanes`.
     """
+    if is_depthwise(spec, isa):
+        return Depthwise(
+            isa, spec.input, spec.output, _axes(spec), spec.bias, name, epilogue
+        ).kernel()
     return _direct(spec, isa).kernel(name, epilogue)
 
 
@@ -60,7 +75,10 @@ def pack_conv2d(
     spec: ConvSpec, isa: Isa, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None
 ) -> tuple[npt.NDArray[Any], ...]:
     """The constants of `conv2d` in the order of its params: weights [OC, IC / groups, *kernel], bias."""
-    packed = _direct(spec, isa).pack(weight)
+    if is_depthwise(spec, isa):
+        packed = pack_depthwise(weight, isa)
+    else:
+        packed = _direct(spec, isa).pack(weight)
     return (packed,) if bias is None else (packed, pack_bias(bias, isa))
 
 

@@ -9,7 +9,7 @@ Georganas et al., "Anatomy of high-performance deep learning convolutions on SIM
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, Tile, merge, tile_axis
 from effc.backends.tvm.kernels.blocking import Run, choose, chunk_runs
 from effc.backends.tvm.kernels.epilogue import Epilogue
+from effc.backends.tvm.kernels.loops import bound, decode, int32, spatial_strides, tap_bounds
 from effc.backends.tvm.kernels.store import Store, parameter
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.program import Kernel
@@ -31,11 +32,6 @@ Expr = Any
 Stmt = Any
 VARIANTS = 8  # kinds of edge tiles that get code of their own
 BODY = 120  # FMAs in the innermost loop's body
-
-
-def int32(value: int) -> Expr:
-    """An index constant."""
-    return tirx.const(value, "int32")
 
 
 @dataclass(frozen=True)
@@ -245,6 +241,7 @@ class _Emit:
         operands = self.buffers[first:]
         self.store = Store(d.output, self.out, self.epilogue, operands, d.lanes, 1)
         self.lanes = d.lanes
+        self.area = math.prod(d.input.shape[2:])
         size = max(t.width * r.width for p in d.phases for t in p.tiles for r in p.chunks)
         width = max(r.width for p in d.phases for r in p.chunks)
         self.acc = tir.local("acc", size * self.lanes, "float32")
@@ -283,16 +280,7 @@ class _Emit:
         walk.append(("segment", phase.segments))
         order = [*what, *where, *walk] if phase.stationary else [*what, *walk, *where]
         binds: list[Stmt] = []
-        value: dict[str, Expr] = {}
-        rest = task
-        for key, extent in reversed(order):
-            if extent == 1:
-                value[key] = int32(0)
-                continue
-            var = tirx.Var(key, "int32")
-            binds.append(tirx.Bind(var, rest % extent))
-            value[key] = var
-            rest = rest // extent
+        value = decode(task, order, binds)
         branches = []
         for run in phase.chunks:
             branches.append((run, self._chunk(phase, run, value, weights)))
@@ -301,41 +289,36 @@ class _Emit:
             stmt = tirx.IfThenElse(value["chunk"] < run.first + run.count, inner, stmt)
         return tir.seq(*binds, stmt)
 
-    def _chunk(self, phase: Phase, run: Run, value: dict[str, Expr], weights: int) -> Stmt:
+    def _chunk(self, phase: Phase, run: Run, value: Mapping[str, Expr], weights: int) -> Stmt:
         """All tiles of a task with `run.width` output blocks."""
         d = self.direct
         binds: list[Stmt] = []
 
-        def bind(name: str, expr: Expr) -> Expr:
-            var = tirx.Var(name, "int32")
-            binds.append(tirx.Bind(var, expr + int32(0)))
-            return var
-
         block = value["chunk"] - run.first
         block = block * run.width + run.begin + value["group"] * d.blocks
-        block = bind("block", block)
+        block = bound(binds, "block", block)
         steps = d.channels * phase.taps * self.lanes
-        w0 = bind("w0", block * steps + weights)
+        w0 = bound(binds, "w0", block * steps + weights)
         if d.native:
             start = value["group"] * d.channels
         else:
             start = d.window_start(block, clamp=lambda a, b: tirx.min(a, int32(b)))
         physical = d.input.layout.physical_shape(d.input.shape)
-        inner_strides, area = self._strides()
+        inner_strides, area = spatial_strides(d.input), self.area
         image = value["n"] * math.prod(physical[1:])
         if d.input.layout.block:
             x0 = image + start // self.lanes * (area * self.lanes)
         else:
             x0 = image + start * area
-        x0 = bind("x0", x0)
+        x0 = bound(binds, "x0", x0)
         outer: list[tuple[Expr, Expr, Axis, Expr, int]] = []
         for i, axis in enumerate(phase.walked[:-1]):
             o = value[f"y{i}"]
-            base = bind(f"base{i}", o * axis.stride + axis.offset)
-            lo, extent = self._bounds(axis, base)
+            base = bound(binds, f"base{i}", o * axis.stride + axis.offset)
+            lo, extent = tap_bounds(axis, base)
             if not isinstance(lo, int):
-                lo = bind(f"lo{i}", lo)
-                extent = bind(f"n{i}", extent)
+                lo = bound(binds, f"lo{i}", lo)
+                extent = bound(binds, f"n{i}", extent)
             outer.append((lo, extent, axis, base, inner_strides[i]))
         number = sum(t.tiles for t in phase.tiles)
         whole = phase.group_tiles >= number
@@ -361,21 +344,6 @@ class _Emit:
                 stmts.append(tir.loop("tile", extent, body, begin=lo))
             seen += tile.tiles
         return tir.seq(*binds, *stmts)
-
-    def _strides(self) -> tuple[list[int], int]:
-        """Elements between neighbours on each spatial axis, and the product of spatial extents."""
-        spatial = self.direct.input.shape[2:]
-        inner = self.lanes if self.direct.input.layout.block else 1
-        strides = [math.prod(spatial[i + 1 :]) * inner for i in range(len(spatial))]
-        return strides, math.prod(spatial)
-
-    def _bounds(self, axis: Axis, base: Expr) -> tuple[Any, Any]:
-        """First valid tap and number of valid taps where tap 0 reads `base`."""
-        if axis.always_inside:
-            return 0, len(axis.taps)
-        lo = tirx.max((axis.step - 1 - base) // axis.step, 0)
-        hi = tirx.min((axis.size - base + axis.step - 1) // axis.step, len(axis.taps))
-        return lo, tirx.max(hi - lo, 0)
 
     def _tile(self, ctx: _Context) -> Stmt:
         """Initialize, reduce, apply the epilogue and store one register tile."""
@@ -416,20 +384,20 @@ class _Emit:
 
     def _block(self, ctx: _Context, icb: Expr, channels: int) -> Stmt:
         """Reduce over the taps and `channels` channels of input block `icb`."""
-        _, area = self._strides()
+        area = self.area
         width = ctx.run.width * self.lanes
         w = ctx.w0 + icb * (self.lanes * ctx.phase.taps * width)
         x = ctx.x0 + icb * (self.lanes * area)
         per_tap = channels * width
         inner = ctx.phase.walked[-1]
         taps_inner = len(inner.taps)
-        s_x = self._strides()[0][-1]
+        s_x = spatial_strides(self.direct.input)[-1]
         position = ctx.position * inner.stride + inner.offset
 
         def innermost(x: Expr, w: Expr) -> Stmt:
             x = x + position * s_x
             if ctx.phase.dynamic:
-                lo, extent = self._bounds(inner, position)
+                lo, extent = tap_bounds(inner, position)
                 every = tuple([True] * ctx.tile.width)
 
                 def one(j: Expr) -> Stmt:
@@ -478,7 +446,7 @@ class _Emit:
         """The FMAs of one tap: `channels` input channels from element `x`, weights from `w`."""
         d = self.direct
         inner = ctx.phase.walked[-1]
-        strides, area = self._strides()
+        strides, area = spatial_strides(d.input), self.area
         s_c = 1 if d.input.layout.block else area
         s_p = inner.stride * strides[-1]
         size = sum(valid) * ctx.run.width
@@ -566,7 +534,7 @@ class _Context:
     phase: Phase
     run: Run
     tile: Tile
-    value: dict[str, Expr]
+    value: Mapping[str, Expr]
     block: Expr
     w0: Expr
     x0: Expr
