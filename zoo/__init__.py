@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import typing
 from typing import Any
 
 import onnx_ir as ir
@@ -73,15 +72,16 @@ def build(text: str, **options: Any) -> ir.Model:
             f"{text!r} names no model", hint="write it like tiny-resnet{batch=4,seed=1}"
         )
     found = member(match["name"])
-    types = typing.get_type_hints(found.build)
+    known = inspect.signature(found.build, eval_str=True).parameters
     given: dict[str, Any] = {}
     for item in filter(None, (s.strip() for s in (match["options"] or "").split(","))):
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"option {item!r} of model {found.name} has no value")
-        given[key.strip()] = _read(value.strip(), types.get(key.strip(), str), found.name, key)
+        key = key.strip()
+        kind = known[key].annotation if key in known else str
+        given[key] = _read(value.strip(), kind, found.name, key)
     given |= options
-    known = inspect.signature(found.build).parameters
     for key in given:
         if key not in known:
             raise ConfigError(

@@ -5,9 +5,10 @@ Source: https://github.com/huggingface/pytorch-image-models
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import importlib.metadata
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -18,42 +19,42 @@ from effc.core.extras import require
 from effc.core.torch_export import export, quiet, reason_of
 from effc.zoo.member import Member
 
-# what timm's imports touch of torchvision's operators, as torchvision declares them
-_TORCHVISION_OPS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
-    "int sampling_ratio, bool aligned) -> Tensor",
-)
+# the operators whose meta functions torchvision registers as it is imported, as it declares them
+_TORCHVISION_OPS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "roi_align": "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
+    "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
+}
 
 
 @functools.cache
 def import_timm() -> Any:
-    """The timm package, also where torchvision is missing or was built for another torch.
+    """The timm package, also where torchvision was built for another torch than the one installed.
 
-    timm imports torchvision for its data pipeline only. A torchvision built for CUDA fails to import
-    beside a CPU torch because its operators are not there ("operator torchvision::nms does not
-    exist"): declaring their schemas first lets the import through. BackendUnavailable without timm.
+    timm needs torchvision for its data pipeline only, but a torchvision for CUDA fails to import beside
+    a CPU torch: its operators don't load, and it registers functions for them all the same. Declaring
+    those operators first lets the import through. BackendUnavailable without torch, torchvision or timm.
     """
     what = "the timm zoo"
     torch: Any = require(what, "torch", "torch", "onnxscript")[0]
-    if importlib.util.find_spec("torchvision") is not None and not _compiled(torch):
-        _declare(torch)
+    _declare_missing(torch)
     with quiet():
-        return require(what, "torch", "timm")[0]
-
-
-def _compiled(torch: Any) -> bool:
-    """Whether the torchvision that is installed was built for this kind of torch."""
-    build = importlib.metadata.version("torchvision").partition("+")[2]
-    return build == "cpu" or bool(torch.version.cuda)
+        return require(what, "torch", "torchvision", "timm")[1]
 
 
 @functools.cache
-def _declare(torch: Any) -> Any:
-    library = torch.library.Library("torchvision", "DEF")
-    for schema in _TORCHVISION_OPS:
-        library.define(schema)
-    return library  # cached: the operators go when the library does
+def _declare_missing(torch: Any) -> Any:
+    spec = importlib.util.find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for compiled in sorted(Path(folder).glob("_C*.so")):
+            with contextlib.suppress(OSError):  # built for another torch: this is the case to mend
+                torch.ops.load_library(str(compiled))
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in _TORCHVISION_OPS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(name + schema)
+    return library  # kept by the cache: the operators go when the library goes
 
 
 def create(
@@ -130,7 +131,7 @@ def input_shape(model: Any) -> tuple[int, int, int]:
 
 
 def build(
-    architecture: str, seed: int = 0, batch: int = 1, size: int = 0, pretrained: bool = False
+    architecture: str, /, seed: int = 0, batch: int = 1, size: int = 0, pretrained: bool = False
 ) -> ir.Model:
     """Export `architecture` for `batch` pictures of `size` pixels a side (0: its own), input `x`."""
     torch: Any = require("the timm zoo", "torch", "torch")[0]
