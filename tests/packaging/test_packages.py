@@ -14,7 +14,7 @@ import pytest
 
 from .conftest import ROOMS, build
 
-DATA = (".toml", ".c", ".h")
+DATA = (".toml", ".c", ".h", ".css", ".html", ".js", ".json")
 
 
 def packages_of_tree(root: Path) -> dict[str, str]:
