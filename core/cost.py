@@ -110,7 +110,14 @@ def node_cost(node: ir.Node) -> NodeCost:
 
 
 def activation_peak(graph: ir.Graph) -> tuple[int, str]:
-    """The most bytes of activations live at once in the graph's order, and the node where that is.
+    """The most bytes of activations live at once in the graph's order, and the node where that is."""
+    inputs = sum(value_bytes(v) for v in graph.inputs if not v.is_initializer())
+    where, peak = max(live_bytes(graph), key=lambda point: point[1], default=("", 0))
+    return (peak, where) if peak > inputs else (inputs, where)
+
+
+def live_bytes(graph: ir.Graph) -> list[tuple[str, int]]:
+    """The bytes of activations that are live while each node runs, weights apart.
 
     A value lives from its producer to its last reader, an input from the start, an output to the end.
     Reshapes and the like share their input's memory. No padding, no scratch, no in-place operation.
@@ -130,20 +137,15 @@ def activation_peak(graph: ir.Graph) -> tuple[int, str]:
     ends: dict[int, list[ir.Value]] = {}
     for v, i in last.items():
         ends.setdefault(i, []).append(v)
-    inputs = [v for v in graph.inputs if not v.is_initializer()]
-    live = sum(value_bytes(v) for v in inputs)
-    unread = sum(value_bytes(v) for v in inputs if v not in last)
-    peak, where = live, ""
+    live = sum(value_bytes(v) for v in graph.inputs if v in last and not v.is_initializer())
+    found = []
     for i, node in enumerate(order):
-        made = sum(value_bytes(v) for v in node.outputs if v not in storage)
-        live += made
-        if live > peak:
-            peak, where = live, node.name or node.op_type
+        made = [v for v in node.outputs if v not in storage]
+        live += sum(value_bytes(v) for v in made)
+        found.append((node.name or node.op_type, live))
         live -= sum(value_bytes(v) for v in ends.get(i, ()))
-        live -= sum(value_bytes(v) for v in node.outputs if v not in storage and v not in last)
-        if i == 0:
-            live -= unread
-    return peak, where
+        live -= sum(value_bytes(v) for v in made if v not in last)
+    return found
 
 
 def roofline(cost: ModelCost, profile: HardwareProfile, threads: int = 0) -> tuple[Roof, ...]:

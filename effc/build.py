@@ -14,15 +14,16 @@ import msgspec
 import onnx_ir as ir
 
 from effc import passes
-from effc.artifacts import seal, staging_folder
+from effc.artifacts import REPORT, seal, staging_folder
 from effc.backends import BACKENDS, make_backend
 from effc.core.artifact import Artifact, Manifest, PassEntry, TensorSpec, Verdict, sha256_file
 from effc.core.backend import Backend, TuneBudget
 from effc.core.check import check_model
+from effc.core.cost import live_bytes
 from effc.core.data import Samples, SyntheticSamples, open_samples
 from effc.core.errors import BackendUnavailable, ConfigError, VerificationError
 from effc.core.instruments import DumpAfterEach, VerifyEach, first_broken_pass
-from effc.core.measure import Array, Device, Feeds, Measurement, interleaved
+from effc.core.measure import Array, Device, Feeds, LayerTime, Measurement, interleaved
 from effc.core.passinfra import Effect, Instrument, Pass, PassContext, PassRecord, Pipeline
 from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
@@ -31,6 +32,7 @@ from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.specs import static_specs
 from effc.core.target import Target
 from effc.core.verify import judge
+from effc.report.page import write_page
 from effc.sources import load
 
 PRECISIONS = ("fp32",)
@@ -163,6 +165,12 @@ def build(
                     device, Artifact(folder, manifest), loaded.model, feeds[0], options
                 ),
             )
+        write_page(
+            folder / REPORT,
+            manifest,
+            layers=_layers(device, Artifact(folder, manifest), feeds[0], options),
+            memory=live_bytes(model.graph),
+        )
         artifact, path = seal(folder, manifest, out, pack=options.pack)
 
     if verdict.status == "failed":
@@ -279,8 +287,22 @@ def _measure(
             device.runner(artifact, threads) as ours,
             OnnxRuntimeRunner(original, threads=threads) as theirs,
         ):
-            measured += interleaved([ours, theirs], feeds)
+            own, reference = interleaved([ours, theirs], feeds)
+            measured += [
+                msgspec.structs.replace(own, name=f"effc {artifact.manifest.backend}"),
+                reference,
+            ]
     return tuple(measured)
+
+
+def _layers(
+    device: Device | None, artifact: Artifact, feeds: Feeds, options: BuildOptions
+) -> list[LayerTime]:
+    """The time of every call on one thread, for the report."""
+    if device is None or not options.measure or artifact.manifest.verdict.status != "passed":
+        return []
+    with device.runner(artifact) as runner:
+        return runner.layers(feeds, 20)
 
 
 def _blame(
