@@ -66,6 +66,8 @@ def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     truth = str(value.ty.dtype) == "bool"
     if truth:  # vectors of bits have no memory form that the vectorizer and LLVM agree on
         value = tirx.Select(value, tirx.const(1, "uint8"), tirx.const(0, "uint8"))
+    if width > 1 and not any(v.same_as(lane) for v in tirx.analysis.undefined_vars(value)):
+        width, lane = 1, 0  # the same for every lane: a scalar, so that what it indexes is one load
     register = local("v", width, value.ty.dtype)
     buffers.append(register)
     stores.append(tirx.BufferStore(register, value, [lane]))
@@ -109,11 +111,12 @@ def prim_func(
     inner = tirx.AttrStmt(0, "device_id", tirx.IntImm("int32", 0), inner)
     inner = tirx.AttrStmt(0, "device_type", tirx.IntImm("int32", 1), inner)
     func = tirx.PrimFunc([*pointers, begin, end], inner)
-    return func.with_attr({"global_symbol": name, "tirx.noalias": True, "calling_conv": 0})
+    attributes = {"global_symbol": name, "tirx.noalias": True, "calling_conv": 0, _FLAT: True}
+    return func.with_attr(attributes)
 
 
+_FLAT = "effc.flat_buffers"  # every buffer has one axis: FlattenBuffer has nothing to do, slowly
 _PASSES = (
-    transform.FlattenBuffer(),
     transform.BF16ComputeLegalize(),
     transform.NarrowDataType(32),
     transform.VectorizeLoop(True),
@@ -129,6 +132,7 @@ _PASSES = (
 def llvm_module(funcs: Sequence[Any], target: Any) -> Any:
     """Compile PrimFuncs for `target` (a tvm.target.Target of kind llvm, bound to itself as host)."""
     mod = tvm.IRModule({f.attrs["global_symbol"]: f.with_attr("target", target) for f in funcs})
-    for p in _PASSES:
+    flat = all(_FLAT in (f.attrs or {}) for f in funcs)
+    for p in _PASSES if flat else (transform.FlattenBuffer(), *_PASSES):
         mod = p(mod)
     return tvm.get_global_func("target.build.llvm")(mod, target)

@@ -262,7 +262,8 @@ class _Emit:
             size = tirx.const(self.chunk, "int32")
 
         def walk(valid: Expr | None) -> Stmt:
-            return tirx.For(nest.flat, start, size, tir.SERIAL, self.vector(nest.flat, valid))
+            at = nest.var("f", nest.extent)
+            return tirx.For(at, start, size, tir.SERIAL, self.vector(at, valid))
 
         if channels % nest.block == 0:
             return walk(None)
@@ -275,23 +276,20 @@ class _Emit:
     def plain(self, start: Expr, t: Expr) -> Stmt:
         nest, width = self.nest, self.nest.width
         whole = self.chunk // width
-        base = nest.var("base", max(1, nest.extent - width + 1))
         count: Expr = tirx.const(whole, "int32")
         if self.chunks > 1:
             count = tirx.min(count, (nest.extent - start) // width)
-
-        def one(j: Expr) -> Stmt:
-            return tir.seq(tirx.Bind(base, start + j * width), self.vector(base + nest.lane))
-
-        body = tir.loop("j", count, one)
+        j = nest.var("j", whole)
+        stmts: list[Stmt] = []
+        if self.chunks > 1:
+            first = nest.var("chunk", self.chunks)
+            stmts.append(tirx.Bind(first, t % self.chunks))
+            start = first * self.chunk
+        stmts.append(tirx.For(j, 0, count, tir.SERIAL, self.vector(start + j * width + nest.lane)))
         if nest.extent % width == 0:
-            return body
-        tail = nest.var("tail", max(1, nest.extent - width + 1))
+            return tir.seq(*stmts)
         # the last vector overlaps the one before it: the same elements get the same values twice
-        rest = tir.seq(
-            tirx.Bind(tail, tirx.const(nest.extent - width, "int32")),
-            self.vector(tail + nest.lane),
-        )
+        rest = self.vector(tirx.const(nest.extent - width, "int32") + nest.lane)
         if self.chunks > 1:
             rest = tirx.IfThenElse(tirx.EQ(t % self.chunks, self.chunks - 1), rest, None)
-        return tir.seq(body, rest)
+        return tir.seq(*stmts, rest)

@@ -111,18 +111,15 @@ def _pow2(n: Expr) -> Expr:
 
 def _reduced_exp(x: Expr, body: Callable[[Expr, Expr], Expr], most: float = 89.0) -> Expr:
     """`body(n, r)` with x = n ln 2 + r, |r| <= ln 2 / 2; x is clamped to [-104, most]."""
-    x = minimum(maximum(x, -104.0), most)
+    return let(minimum(maximum(x, -104.0), most), lambda x: _split_exp(x, body))
 
-    def split(x: Expr) -> Expr:
-        n = nearbyint(x * const(math.log2(math.e), x))
-        return let(
-            n,
-            lambda n: let(
-                x - n * const(_LN2_HIGH, n) - n * const(_LN2_LOW, n), lambda r: body(n, r)
-            ),
-        )
 
-    return let(x, split)
+def _split_exp(x: Expr, body: Callable[[Expr, Expr], Expr]) -> Expr:
+    """`body(n, r)` of an `x` that is named and in range."""
+    n = nearbyint(x * const(math.log2(math.e), x))
+    return let(
+        n, lambda n: let(x - n * const(_LN2_HIGH, n) - n * const(_LN2_LOW, n), lambda r: body(n, r))
+    )
 
 
 def _exp_scaled(x: Expr, scale: int) -> Expr:
@@ -146,14 +143,20 @@ def exp(x: Expr) -> Expr:
     return _exp_scaled(x, 0)
 
 
-@_libm("exp")
-def exp_nonpositive(x: Expr) -> Expr:
-    """e^x for x <= 0, 0 below -87.3 (softmax: a few instructions less than exp)."""
+def _exp_moderate(x: Expr) -> Expr:
+    """e^x for -87.3 <= x <= 88 without any check."""
 
     def body(n: Expr, r: Expr) -> Expr:
         return (horner(r, _EXP) * (r * r) + r + const(1.0, r)) * _pow2(cast(n, "int32"))
 
-    return tirx.Select(x < const(-87.0, x), const(0.0, x), _reduced_exp(maximum(x, -87.0), body))
+    return let(x, lambda x: _split_exp(x, body))
+
+
+@_libm("exp")
+def exp_nonpositive(x: Expr) -> Expr:
+    """e^x for x <= 0, 0 below -87 (softmax: a few instructions less than exp)."""
+    y = _exp_moderate(maximum(x, -87.0))
+    return tirx.Select(x < const(-87.0, x), const(0.0, x), y)
 
 
 def expm1(x: Expr) -> Expr:
@@ -222,29 +225,25 @@ def log1p(x: Expr) -> Expr:
     return tirx.Select(tirx.abs(x) < const(1e-10, x), x, let(const(1.0, x) + x, body))
 
 
-_TANH = (-3.333333e-01, 1.3333222e-01, -5.3948462e-02, 2.170875e-02, -8.195086e-03, 2.1576358e-03)
-
-
 @_libm("tanh")
 def tanh(x: Expr) -> Expr:
-    """The hyperbolic tangent."""
+    """The hyperbolic tangent: t / (t + 2) with t = e^2|x| - 1."""
 
-    def near(z: Expr) -> Expr:
-        return horner(z, _TANH) * z * x + x
+    def body(n: Expr, r: Expr) -> Expr:
+        q, s = horner(r, _EXP) * (r * r) + r, _pow2(cast(n, "int32"))
+        t = let(s, lambda s: q * s + (s - const(1.0, s)))
+        return let(t, lambda t: t / (t + const(2.0, t)))
 
-    def far(a: Expr) -> Expr:
-        e = exp(minimum(a, 10.0) * const(2.0, a))
-        return const(1.0, a) - const(2.0, a) / (e + const(1.0, a))
-
-    small = tirx.abs(x) < const(0.625, x)
-    y = tirx.Select(small, let(x * x, near), let(tirx.abs(x), far))
-    return tirx.Select(is_nan(x), x, copysign(y, x))
+    a = let(tirx.abs(x), lambda a: minimum(a, 10.0) * const(2.0, a))
+    return copysign(let(a, lambda a: _split_exp(a, body)), x)
 
 
 @_libm("sigmoid")
 def sigmoid(x: Expr) -> Expr:
-    """1 / (1 + e^-x)."""
-    return const(1.0, x) / (const(1.0, x) + exp(-x))
+    """1 / (1 + e^-x), 0 below -87."""
+    e = _exp_moderate(minimum(maximum(-x, -87.0), 87.0))
+    y = const(1.0, x) / (const(1.0, x) + e)
+    return tirx.Select(x < const(-87.0, x), const(0.0, x), y)
 
 
 _ERF = (
@@ -262,7 +261,9 @@ def erf(x: Expr) -> Expr:
     """The error function: x P(x^2) near 0, 1 - exp(P(|x|)) beyond 0.92."""
 
     def far(a: Expr) -> Expr:
-        return copysign(const(1.0, a) - exp(let(minimum(a, 4.0), lambda a: horner(a, _ERFC))), x)
+        return copysign(
+            const(1.0, a) - _exp_moderate(let(minimum(a, 4.0), lambda a: horner(a, _ERFC))), x
+        )
 
     near = let(x * x, lambda z: horner(z, _ERF) * x + x)
     y = tirx.Select(tirx.abs(x) < const(0.92, x), near, let(tirx.abs(x), far))
@@ -271,7 +272,7 @@ def erf(x: Expr) -> Expr:
 
 def softplus(x: Expr) -> Expr:
     """log(1 + e^x)."""
-    return let(x, lambda x: maximum(x, 0.0) + log1p(exp(-tirx.abs(x))))
+    return let(x, lambda x: maximum(x, 0.0) + log1p(exp_nonpositive(-tirx.abs(x))))
 
 
 _SIN = (-1.6666667e-01, 8.33338e-03, -1.9853505e-04, 2.8373952e-06)

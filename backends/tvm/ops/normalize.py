@@ -122,7 +122,7 @@ def softmax(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
             return
 
         def power(p: Point) -> Expr:
-            return m.exp(rows.at(p) - top(p.lane))
+            return m.exp_nonpositive(rows.at(p) - top(p.lane))
 
         keep = node.op_type == "Softmax" and rows.out.dtype == dtype
 
