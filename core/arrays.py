@@ -133,7 +133,7 @@ class ArraySamples:
         squeezed = tuple(d for d in row.shape if d != 1) == tuple(d for d in spec.shape if d != 1)
         floating = np.dtype(spec.dtype).kind == "f" or spec.dtype == "bfloat16"
         if row.dtype.kind == "f" and floating and squeezed:
-            return np.ascontiguousarray(row.reshape(spec.shape).astype(spec.dtype, copy=False))
+            return np.array(row, spec.dtype, order="C").reshape(spec.shape)
         if (
             self.preprocess is not None
             and row.dtype.kind in "iu"
@@ -144,7 +144,7 @@ class ArraySamples:
             if same_size and squeezed:
                 return self.preprocess.values(row, spec.shape, spec.dtype)
         if row.dtype == np.dtype(spec.dtype) and squeezed:
-            return np.ascontiguousarray(row.reshape(spec.shape))
+            return np.array(row, order="C").reshape(spec.shape)
         needs = self.preprocess is None and row.dtype.kind in "iu" and floating
         raise ConfigError(
             f"array {self._columns[spec.name].key!r} of {str(self.path)!r} has samples {row.dtype}"

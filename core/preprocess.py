@@ -161,7 +161,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         layout, c, h, w = self.geometry(shape)
         squeezed = rows[:, :, 0] if rows.ndim == 3 and rows.shape[2] == 1 else rows
         gray = squeezed.ndim == 2
-        if squeezed.shape[:2] == (h, w) and gray == (c == 1):
+        fits = squeezed.shape[:2] == (h, w) and gray == (c == 1)
+        if fits and self.resize == "squash":
             return self._values(squeezed.reshape(h, w, c), layout, dtype)
         image = Image.fromarray(np.ascontiguousarray(squeezed), "L" if gray else "RGB")
         return self._finish(image.convert("L" if c == 1 else "RGB"), layout, c, h, w, dtype)
