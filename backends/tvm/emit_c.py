@@ -1,0 +1,160 @@
+"""A Program as C: the table of calls, the descriptions of inputs and outputs, the constants' blob."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from effc.backends.tvm.arena import ALIGNMENT
+from effc.backends.tvm.layout import TensorType
+from effc.backends.tvm.program import Kernel, Program
+
+CONSTANTS_FILE = "constants.bin"
+# what the compiler's __builtin_cpu_supports can ask of the processor: the vector units that kernels use
+_CHECKED = (
+    "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Constants in one piece; offsets in bytes, each aligned."""
+
+    data: bytes
+    offsets: Mapping[str, int]
+
+
+def constants_blob(program: Program) -> Blob:
+    """All constants one after the other, equal ones once."""
+    parts: list[bytes] = []
+    offsets: dict[str, int] = {}
+    known: dict[bytes, int] = {}
+    size = 0
+    for name, array in program.constants.items():
+        data = np.ascontiguousarray(array).tobytes()
+        if data not in known:
+            known[data] = size
+            padded = data + bytes(-len(data) % ALIGNMENT)
+            parts.append(padded)
+            size += len(padded)
+        offsets[name] = known[data]
+    # vectors may reach past a tensor's end into its padding, never past the blob
+    return Blob(b"".join(parts) + bytes(ALIGNMENT), offsets)
+
+
+def model_c(program: Program, blob: Blob) -> str:
+    """The C source that goes with runtime/runtime.c and the kernels' object file."""
+    kernels = [program.kernels[n] for n in dict.fromkeys(c.kernel for c in program.calls)]
+    arguments: list[str] = []
+    steps, calls = [], []
+    for call in program.calls:
+        kernel = program.kernels[call.kernel]
+        steps.append(f"  {{run_{kernel.name}, {kernel.tasks}, {len(arguments)}}},")
+        calls.append(f"  {{{_text(chr(10).join(call.nodes))}, {_text(call.template)}}},")
+        arguments += [_argument(program, blob, name) for name in call.args]
+    inputs = [(program.public.get(n, n), program.tensors[n]) for n in program.inputs]
+    outputs = [(program.public.get(n, n), program.tensors[n]) for n in program.outputs]
+    return "\n".join(
+        [
+            '#include "program.h"',
+            "",
+            _constants(),
+            *(_wrapper(k) for k in kernels),
+            "static const effc_step steps[] = {",
+            *(steps or ["  {0},"]),
+            "};",
+            "static const effc_call calls[] = {",
+            *(calls or ["  {0},"]),
+            "};",
+            "static const effc_argument arguments[] = {",
+            *(arguments or ["  {0},"]),
+            "};",
+            *_tensors("inputs", inputs),
+            *_tensors("outputs", outputs),
+            "const effc_program effc_the_program = {",
+            f"  {len(inputs)}, {len(outputs)}, {len(program.calls)}, {len(arguments)},",
+            "  inputs, outputs, calls, steps, arguments, effc_constants,",
+            f"  {program.arena_bytes}u, {program.scratch_bytes}u,",
+            "};",
+            _features(program),
+            "",
+        ]
+    )
+
+
+def _text(text: str) -> str:
+    """A C string literal."""
+    escaped = []
+    for byte in text.encode():
+        plain = 32 <= byte < 127 and chr(byte) not in '"\\?'
+        escaped.append(chr(byte) if plain else f"\\{byte:03o}")
+    return '"' + "".join(escaped) + '"'
+
+
+def _constants() -> str:
+    return "\n".join(
+        [
+            '__asm__(".section .rodata\\n"',
+            f'        ".balign {ALIGNMENT}\\n"',
+            '        ".hidden effc_constants\\n"',
+            '        ".globl effc_constants\\n"',
+            '        "effc_constants:\\n"',
+            f'        ".incbin {json.dumps(CONSTANTS_FILE)[1:-1].join((chr(92) + chr(34),) * 2)}\\n"',
+            '        ".previous\\n");',
+            'extern const unsigned char effc_constants[] __attribute__((visibility("hidden")));',
+            "",
+        ]
+    )
+
+
+def _wrapper(kernel: Kernel) -> str:
+    """All kernels behind one signature."""
+    scratch = kernel.scratch_bytes > 0
+    count = len(kernel.params)
+    types = ", ".join(["void *"] * (count + scratch) + ["int32_t"] * 2)
+    values = ["scratch"] * scratch + [f"a[{i}]" for i in range(count)]
+    unused = "" if scratch else "(void)scratch; "
+    return (
+        f"void {kernel.name}({types});\n"
+        f"static void run_{kernel.name}(void *const *a, void *scratch, int32_t begin, int32_t end) {{\n"
+        f"  {unused}{kernel.name}({', '.join([*values, 'begin', 'end'])});\n"
+        "}"
+    )
+
+
+def _argument(program: Program, blob: Blob, name: str) -> str:
+    root, offset = program.place(name)
+    if root in program.constants:
+        return f"  {{EFFC_CONSTANT, 0, {blob.offsets[root] + offset}u}},"
+    if root in program.inputs:
+        return f"  {{EFFC_INPUT, {program.inputs.index(root)}, {offset}u}},"
+    for i, output in enumerate(program.outputs):
+        if program.root(output) == root:
+            return f"  {{EFFC_OUTPUT, {i}, {offset}u}},"
+    return f"  {{EFFC_ARENA, 0, {program.offsets[root] + offset}u}},"
+
+
+def _tensors(what: str, tensors: Sequence[tuple[str, TensorType]]) -> list[str]:
+    lines = []
+    for i, (_, tensor) in enumerate(tensors):
+        extents = ", ".join(map(str, tensor.shape)) or "0"
+        lines.append(f"static const int64_t {what}_shape_{i}[] = {{{extents}}};")
+    lines.append(f"static const effc_tensor {what}[] = {{")
+    for i, (name, tensor) in enumerate(tensors):
+        dtype, rank = tensor.dtype, len(tensor.shape)
+        lines.append(
+            f"  {{{_text(name)}, {_text(dtype)}, {rank}, {what}_shape_{i}, {tensor.bytes}u}},"
+        )
+    return [*lines, *([] if tensors else ["  {0},"]), "};"]
+
+
+def _features(program: Program) -> str:
+    checks = []
+    if program.isa is not None and program.isa.triple.startswith("x86_64"):
+        used = [f for f in _CHECKED if program.isa.has(f)]
+        checks = [f'  if (!__builtin_cpu_supports("{f}")) return "{f}";' for f in used]
+        checks.insert(0, "  __builtin_cpu_init();")
+    return "\n".join(["const char *effc_missing_feature(void) {", *checks, "  return NULL;", "}"])
