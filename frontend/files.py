@@ -42,10 +42,10 @@ _PICKLE_HINT = (
 )
 
 
-def printable(name: object) -> str:
-    """A name for a one-line message: quoted, escaped, at most 80 characters long."""
-    text = repr(str(name))
-    return text if len(text) <= 80 else f"{text[:76]}...{text[0]}"
+def printable(path: object) -> str:
+    """A path for a one-line message: quoted, escaped, and only the end of it where it is long."""
+    text = repr(str(path))
+    return text if len(text) <= 240 else f"'...{text[-236:]}"
 
 
 def open_regular(path: Path, what: str = "model", *, follow: bool = True) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 
+from effc.core.check_ops import quoted
 from effc.core.errors import FrontendError
 from effc.frontend.external_data import byte_count
-from effc.frontend.files import printable
 
 _A = onnx.AttributeProto
 _FIELD = {
@@ -46,15 +46,15 @@ def check_proto(proto: onnx.ModelProto, mapped: Mapping[int, int]) -> None:
             hint="name an .onnx file; other protobuf files (TensorFlow, Caffe) need converting first",
         )
     for i, tensor in enumerate(proto.graph.initializer):
-        _check_tensor(tensor, f"initializer {printable(tensor.name or f'#{i}')}", mapped.get(i))
+        _check_tensor(tensor, f"initializer {quoted(tensor.name or f'#{i}')}", mapped.get(i))
     stack: list[tuple[str, onnx.GraphProto | onnx.FunctionProto, int]] = [("", proto.graph, 1)]
     seen: set[tuple[str, str, str]] = set()
     for function in proto.functions:
         key = function.domain, function.name, function.overload
         if key in seen:
-            raise FrontendError(f"the function {printable(function.name)} is defined twice")
+            raise FrontendError(f"the function {quoted(function.name)} is defined twice")
         seen.add(key)
-        stack.append((f" of function {printable(function.name)}", function, 1))
+        stack.append((f" of function {quoted(function.name)}", function, 1))
     while stack:
         place, graph, depth = stack.pop()
         if depth > MAX_GRAPH_DEPTH:
@@ -62,14 +62,14 @@ def check_proto(proto: onnx.ModelProto, mapped: Mapping[int, int]) -> None:
         _check_names(graph, place)
         if isinstance(graph, onnx.GraphProto) and graph is not proto.graph:
             for tensor in graph.initializer:
-                _check_tensor(tensor, f"initializer {printable(tensor.name)}{place}")
+                _check_tensor(tensor, f"initializer {quoted(tensor.name)}{place}")
         for i, node in enumerate(graph.node):
             if not node.attribute:
                 continue
-            own = f"node {printable(node.name or f'#{i}')} ({printable(node.op_type)[1:-1]}){place}"
+            own = f"node {quoted(node.name or f'#{i}')} ({quoted(node.op_type)[1:-1]}){place}"
             names: set[str] = set()
             for attribute in node.attribute:
-                what = f"attribute {printable(attribute.name)} of {own}"
+                what = f"attribute {quoted(attribute.name)} of {own}"
                 if attribute.name in names:
                     raise FrontendError(f"{what} is given twice")
                 names.add(attribute.name)
@@ -105,7 +105,7 @@ def _check_names(graph: onnx.GraphProto | onnx.FunctionProto, place: str) -> Non
     def define(name: str, what: str) -> None:
         if name in made:
             raise FrontendError(
-                f"the value {printable(name)} is defined twice{place}: by {made[name]} and by {what}",
+                f"the value {quoted(name)} is defined twice{place}: by {made[name]} and by {what}",
                 hint="every value has one definition; export the model again",
             )
         made[name] = what
@@ -113,7 +113,7 @@ def _check_names(graph: onnx.GraphProto | onnx.FunctionProto, place: str) -> Non
     if isinstance(graph, onnx.GraphProto):
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
-            raise FrontendError(f"initializer {printable(name)}{place} is sparse", hint=_SPARSE)
+            raise FrontendError(f"initializer {quoted(name)}{place} is sparse", hint=_SPARSE)
         for info in graph.input:
             if not info.name:
                 raise FrontendError(f"an input of the graph has no name{place}")
@@ -124,7 +124,7 @@ def _check_names(graph: onnx.GraphProto | onnx.FunctionProto, place: str) -> Non
                 raise FrontendError(f"initializer #{i} has no name{place}")
             if tensor.name in initializers:
                 raise FrontendError(
-                    f"the initializer {printable(tensor.name)} is defined twice{place}"
+                    f"the initializer {quoted(tensor.name)} is defined twice{place}"
                 )
             initializers.add(tensor.name)
             made[tensor.name] = "an initializer"  # an input may have one as its default
@@ -134,12 +134,12 @@ def _check_names(graph: onnx.GraphProto | onnx.FunctionProto, place: str) -> Non
     for i, node in enumerate(graph.node):
         for name in node.output:
             if name:
-                define(name, f"node {printable(node.name or f'#{i}')} ({node.op_type})")
+                define(name, f"node {quoted(node.name or f'#{i}')} ({node.op_type})")
     listed: set[str] = set()
     for output in graph.output:
         name = output if isinstance(output, str) else output.name
         if name in listed:
-            raise FrontendError(f"the output {printable(name)} of the graph is listed twice{place}")
+            raise FrontendError(f"the output {quoted(name)} of the graph is listed twice{place}")
         listed.add(name)
 
 

@@ -20,7 +20,7 @@ Buffer = bytes | mmap.mmap
 MAPPED_BYTES = 1 << 16
 # What the parsed structure may take in memory: 100,000 nodes with their shapes take about 150 MB.
 MAX_STRUCTURE_BYTES = 600 << 20
-_FIELD_COST = 64  # more than a small field takes: it bounds the seconds of the walk too
+MAX_FIELDS = 8_000_000  # 100,000 nodes have about 3 million; this bounds the seconds of the walk
 # protobuf refuses deeper messages as well, but without a reason
 MAX_DEPTH = 100
 
@@ -104,9 +104,7 @@ def _next(data: Buffer, at: int, end: int) -> tuple[int, int, int, int]:
     if number == 0:
         raise WireError(f"byte {at} starts no valid field")
     if stop > end:
-        raise WireError(
-            f"the field at byte {at} needs {stop - end} bytes more than there are: it is cut off"
-        )
+        raise WireError(_cut_off(at, stop - end))
     return number, kind, start, stop
 
 
@@ -122,33 +120,56 @@ def measure(data: Buffer, size: int) -> int:
     """Walk a whole ModelProto; the bytes of memory that its structure takes once parsed.
 
     Weights that are raw bytes do not count. WireError where the bytes are no ModelProto, or as soon as
-    the structure exceeds MAX_STRUCTURE_BYTES.
+    the structure exceeds MAX_STRUCTURE_BYTES or MAX_FIELDS.
     """
     message = _message(onnx.ModelProto.DESCRIPTOR)
     stack: list[tuple[int, _Message]] = []
-    at, end, cost = 0, size, message.cost
+    at, end, cost, count = 0, size, message.cost, 0
     while True:
         while at < end:
-            number, kind, start, stop = _next(data, at, end)
-            cost += _FIELD_COST
-            if cost > MAX_STRUCTURE_BYTES:
-                raise WireError(
-                    f"its structure alone would take over {MAX_STRUCTURE_BYTES >> 20} MB of memory"
-                )
+            tag = data[at]
+            if (
+                at + 1 < end
+                and tag < 0x80
+                and tag & 7 == _LENGTH
+                and data[at + 1] < 0x80
+                and tag > 7
+            ):
+                # the common case by far, without a call
+                number, kind, start = tag >> 3, _LENGTH, at + 2
+                stop = start + data[at + 1]
+                if stop > end:
+                    raise WireError(_cut_off(at, stop - end))
+            else:
+                number, kind, start, stop = _next(data, at, end)
+            count += 1
+            if count > MAX_FIELDS:
+                raise WireError(f"it has over {MAX_FIELDS:,} fields, more than any model")
             known = message.fields.get(number)
-            if known is not None and kind == _LENGTH:
-                if known.child is not None:
+            if known is not None:
+                if kind != _LENGTH:
+                    cost += 8
+                elif known.child is None:
+                    cost += 16 if known.per_byte == 1 else 8 * (stop - start)
+                else:
                     if len(stack) >= MAX_DEPTH - 1:
                         raise WireError(f"it nests more than {MAX_DEPTH} messages deep")
                     stack.append((end, message))
                     message, at, end = known.child, start, stop
                     cost += message.cost
                     continue
-                cost += (known.per_byte - 1) * (stop - start)
             at = stop
+        if cost > MAX_STRUCTURE_BYTES:
+            raise WireError(
+                f"its structure alone would take over {MAX_STRUCTURE_BYTES >> 20} MB of memory"
+            )
         if not stack:
             return cost
         end, message = stack.pop()
+
+
+def _cut_off(at: int, missing: int) -> str:
+    return f"the field at byte {at} needs {missing} bytes more than there are: it is cut off"
 
 
 def split(data: Buffer, size: int) -> tuple[bytes, dict[int, Payload]]:
