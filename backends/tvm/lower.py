@@ -35,7 +35,8 @@ from effc.backends.tvm.plan import (
 from effc.backends.tvm.program import Array, Call, Kernel, Program, View
 from effc.backends.tvm.signature import Signature, signature
 from effc.core.errors import Problem, UnsupportedOpError
-from effc.core.ir import const
+from effc.core.ir import const, shape_of
+from effc.core.shapes import infer_shapes
 
 
 def lower(model: ir.Model, isa: Isa, target: str = "this target") -> Program:
@@ -45,6 +46,8 @@ def lower(model: ir.Model, isa: Isa, target: str = "this target") -> Program:
     structure are made once, and every intermediate tensor has its place in the arena.
     """
     model = model.clone()
+    if any(shape_of(v) is None for n in model.graph for v in n.outputs if v.name):
+        infer_shapes(model)
     ops, problems = read_ops(model)
     inputs = [v for v in model.graph.inputs if not is_constant(v)]
     groups = fuse(ops, model.graph.outputs)

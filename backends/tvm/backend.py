@@ -1,0 +1,142 @@
+"""The TVM backend: effc's own kernels as TIR, compiled by TVM's LLVM into a library without TVM."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import onnx_ir as ir
+
+from effc.core.backend import Availability, Backend
+from effc.core.errors import ConfigError, Problem, UnsupportedOpError
+from effc.core.measure import Device
+from effc.core.passinfra import Pipeline
+from effc.core.target import Target
+
+if TYPE_CHECKING:
+    from effc.backends.tvm.isa import Isa
+    from effc.backends.tvm.program import Program
+
+_HINT = "pip install 'effc[tvm]'"
+_PRECISIONS = ("fp32",)
+
+
+class TvmBackend(Backend["Program"]):
+    """Lowers to a `Program`; compiles it to `model.so` and `effc_model.h`."""
+
+    id: ClassVar[str] = "tvm"
+
+    @classmethod
+    def probe(cls) -> Availability:
+        try:
+            import tvm
+
+            versions = {p: version(p) for p in ("apache-tvm", "apache-tvm-ffi")}
+        except (ImportError, PackageNotFoundError, OSError) as error:
+            return Availability(False, f"TVM can't be imported: {error}", _HINT)
+        if tvm.get_global_func("target.build.llvm", allow_missing=True) is None:
+            return Availability(False, "this TVM was built without LLVM", _HINT)
+        from effc.backends.tvm.library import c_compiler
+
+        compiler = c_compiler()
+        if compiler is None:
+            return Availability(
+                False,
+                "there is no C compiler",
+                "install gcc or clang, set CC, or: pip install ziglang",
+            )
+        return Availability(True, versions={**versions, "cc": _compiler_version(compiler)})
+
+    def accepts(self, target: Target) -> Availability:
+        try:
+            isa = _isa(target)
+        except ConfigError as error:
+            return Availability(False, str(error), error.hint)
+        arch, here = isa.triple.partition("-")[0], platform.machine()
+        if {"amd64": "x86_64", "arm64": "aarch64"}.get(arch, arch) != here:
+            return Availability(
+                False,
+                f"{arch} needs a cross compiler, and this version links for {here} only",
+                "build on a machine of the target's architecture",
+            )
+        if target.precision not in _PRECISIONS:
+            return Availability(
+                False,
+                f"it does not build {target.precision}",
+                f"choose --precision {' or '.join(_PRECISIONS)}",
+            )
+        return Availability(True)
+
+    def legalize(self, target: Target) -> Pipeline:
+        from effc.backends.tvm.pipeline import cpu
+
+        return cpu()
+
+    def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
+        try:
+            self.lower(model, target)
+        except UnsupportedOpError as error:
+            return error.problems
+        return ()
+
+    def lower(self, model: ir.Model, target: Target) -> Program:
+        from effc.backends.tvm.lower import lower
+
+        return lower(model, _isa(target), target.profile.name)
+
+    def compile(self, lowered: Program, target: Target, out: Path) -> Mapping[str, Path]:
+        from effc.backends.tvm.library import write_library
+
+        return write_library(lowered, out)
+
+    def devices(self, target: Target) -> Iterable[Device]:
+        from effc.backends.tvm.isa import host_isa, runs_on
+        from effc.backends.tvm.runner import Host
+
+        return (Host(),) if runs_on(_isa(target), host_isa()) else ()
+
+    def why_no_device(self, target: Target) -> str:
+        from effc.backends.tvm.isa import host_isa
+
+        missing = sorted(set(_isa(target).features) - set(host_isa().features))
+        return (
+            f"this machine lacks {', '.join(missing[:5])}, which {target.profile.name} has"
+            if missing
+            else super().why_no_device(target)
+        )
+
+    def describe(self, lowered: Program) -> dict[str, Any]:
+        templates = Counter(c.template for c in lowered.calls)
+        return {
+            "isa": lowered.isa.name,
+            "calls": dict(sorted(templates.items())),
+            "kernels": len(lowered.kernels),
+            "fallbacks": sorted(
+                {n for c in lowered.calls if c.template.startswith("tvm:") for n in c.nodes}
+            ),
+            "arena_bytes": lowered.arena_bytes,
+            "arena_bound_bytes": lowered.arena_bound,
+            "scratch_bytes_per_thread": lowered.scratch_bytes,
+            "constant_bytes": lowered.constant_bytes,
+        }
+
+
+def _isa(target: Target) -> Isa:
+    from effc.backends.tvm.isa import isa_of
+
+    return isa_of(target.profile)
+
+
+def _compiler_version(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+        return (done.stdout.splitlines() or ["unknown"])[0]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
