@@ -4,7 +4,11 @@
 
     import effc
     result = effc.build("model.onnx", "host", "out")     # what `effc build` does
+    with effc.load("out") as runner:                     # run it
+        scores = runner.infer({"input": image})["logits"]
     with effc.open_artifact("out") as artifact: ...      # its files and manifest
+
+`effc.runtime.Model` runs an artifact of the CPU backend with numpy alone.
 
 A pass of one's own is a subclass of `effc.Pass`, a backend one of `effc.Backend`.
 """
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from effc.core.passinfra import Pipeline as Pipeline
     from effc.core.preprocess import Preprocess as Preprocess
     from effc.core.rewrite import Rule as Rule
+    from effc.runnable import load as load
 
 _PUBLIC = {
     "Backend": "effc.core.backend",
@@ -42,6 +47,7 @@ _PUBLIC = {
     "Preprocess": "effc.core.preprocess",
     "Rule": "effc.core.rewrite",
     "build": "effc.build",
+    "load": "effc.runnable",
     "open_artifact": "effc.artifacts",
 }
 
@@ -49,6 +55,8 @@ __all__ = sorted(_PUBLIC)  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
+    if name == "runtime":
+        return import_module("effc.runtime")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'effc' has no attribute {name!r}")
     found = getattr(import_module(_PUBLIC[name]), name)

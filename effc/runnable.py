@@ -21,7 +21,7 @@ from effc.core.reference import OnnxRuntimeRunner
 from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.specs import static_specs
 from effc.core.target import Target
-from effc.sources import load
+from effc.sources import load as load_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,18 @@ def open_runnable(
         yield open_model(text, shapes or {})
 
 
+@contextlib.contextmanager
+def load(
+    text: str, *, threads: int = 1, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Iterator[Runner]:
+    """A runner of what `text` names, to call `infer` on; see `open_runnable`."""
+    with open_runnable(text, shapes) as runnable, runnable.runner(threads) as runner:
+        yield runner
+
+
 def open_model(text: str, shapes: Mapping[str, tuple[int, ...]]) -> Runnable:
     """A model of static shapes, checked, to run with onnxruntime."""
-    source = load(text, shapes)
+    source = load_source(text, shapes)
     model = source.model
     check_model(model)
     fix_shapes(model, shapes)
