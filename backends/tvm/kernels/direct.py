@@ -23,7 +23,14 @@ from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, Tile, merge, tile_axis
 from effc.backends.tvm.kernels.blocking import Run, choose, chunk_runs
 from effc.backends.tvm.kernels.epilogue import Epilogue
-from effc.backends.tvm.kernels.loops import bound, decode, int32, spatial_strides, tap_bounds
+from effc.backends.tvm.kernels.loops import (
+    bound,
+    decode,
+    int32,
+    spatial_strides,
+    tap_bounds,
+    unflatten,
+)
 from effc.backends.tvm.kernels.store import Store, parameter
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.program import Kernel
@@ -64,6 +71,17 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where input values lie: element offsets, `image(n)` of an image and strides of the rest."""
+
+    tensor: TensorType
+    channel: int  # between channels of a block
+    block: int  # between blocks of `lanes` channels
+    spatial: tuple[int, ...]
+    image: Callable[[Expr], Expr]
+
+
+@dataclass(frozen=True)
 class Direct:
     """A convolution over logical tensors [N, C, *spatial]; `phases` are its (phases of) axes.
 
@@ -76,6 +94,40 @@ class Direct:
     phase_axes: tuple[tuple[Axis, ...], ...]
     groups: int
     bias: bool
+
+    # Where the tensors lie; a matrix product differs from a convolution only here.
+
+    @cached_property
+    def source(self) -> Source:
+        """The input's addresses."""
+        physical = self.input.layout.physical_shape(self.input.shape)
+        area, image = math.prod(self.input.shape[2:]), math.prod(physical[1:])
+        channel = 1 if self.input.layout.block else area
+        strides = tuple(spatial_strides(self.input))
+        return Source(self.input, channel, area * self.lanes, strides, lambda n: n * image)
+
+    @property
+    def result(self) -> TensorType:
+        """The output as it is stored."""
+        return self.output
+
+    @property
+    def lane_axis(self) -> int:
+        """The axis of the result along which lanes lie."""
+        return 1
+
+    def place(self, n: Expr, channel: Expr, spatial: Sequence[Expr]) -> list[Expr]:
+        """The index of a result."""
+        return [n, channel, *spatial]
+
+    @property
+    def second(self) -> TensorType | None:
+        """The second operand, where it is no constant: panels of it are packed as weights are."""
+        return None
+
+    def pack_panel(self, n: Expr, block: Expr, run: Run, panel: Any, second: Any) -> Stmt:
+        """Pack the blocks of a chunk out of `second`."""
+        raise TypeError("a convolution has constant weights")
 
     # Channels: native groups, or for each output block the window of input channels that it touches.
 
@@ -226,8 +278,8 @@ class _Emit:
     def __post_init__(self) -> None:
         d = self.direct
         packed = sum(d.weight_elements(p) for p in d.phases)
-        weights = TensorType((max(1, packed),), "float32")
-        self.params = [d.output, d.input, weights]
+        weights = d.second or TensorType((max(1, packed),), "float32")
+        self.params = [d.result, d.source.tensor, weights]
         names = ["out", "x", "w"]
         if d.bias:
             self.params.append(TensorType((d.split * d.blocks * d.lanes,), "float32"))
@@ -239,9 +291,15 @@ class _Emit:
         self.out, self.x, self.w = self.buffers[:3]
         self.bias = self.buffers[3] if d.bias else None
         operands = self.buffers[first:]
-        self.store = Store(d.output, self.out, self.epilogue, operands, d.lanes, 1)
+        self.store = Store(d.result, self.out, self.epilogue, operands, d.lanes, d.lane_axis)
         self.lanes = d.lanes
-        self.area = math.prod(d.input.shape[2:])
+        self.scratch = 0
+        if d.second:
+            widest = max(r.width for p in d.phases for r in p.chunks)
+            self.scratch = widest * d.lanes * d.channels * 4
+            self.second = self.w
+            self.w = tir.buffer("panel", self.scratch // 4, "float32")
+            self.buffers.insert(0, self.w)
         size = max(t.width * r.width for p in d.phases for t in p.tiles for r in p.chunks)
         width = max(r.width for p in d.phases for r in p.chunks)
         self.acc = tir.local("acc", size * self.lanes, "float32")
@@ -269,7 +327,8 @@ class _Emit:
         oc = d.output.shape[1]
         taps = sum(math.prod(a.count * len(a.taps) for a in p.axes) for p in d.phases)
         macs = n * oc * (d.input.shape[1] // d.groups) * taps
-        return Kernel(self.name, func, sum(counts), tuple(self.params), 1, macs)
+        params = tuple(self.params)
+        return Kernel(self.name, func, sum(counts), params, 1, macs, self.scratch)
 
     def _task(self, phase: Phase, task: Expr, weights: int) -> Stmt:
         """Decode the task; one branch per width of chunk."""
@@ -293,24 +352,22 @@ class _Emit:
         """All tiles of a task with `run.width` output blocks."""
         d = self.direct
         binds: list[Stmt] = []
-
         block = value["chunk"] - run.first
         block = block * run.width + run.begin + value["group"] * d.blocks
         block = bound(binds, "block", block)
         steps = d.channels * phase.taps * self.lanes
-        w0 = bound(binds, "w0", block * steps + weights)
+        w0 = int32(0) if d.second else bound(binds, "w0", block * steps + weights)
+        if d.second:
+            binds.append(d.pack_panel(value["n"], block, run, self.w, self.second))
         if d.native:
             start = value["group"] * d.channels
         else:
             start = d.window_start(block, clamp=lambda a, b: tirx.min(a, int32(b)))
-        physical = d.input.layout.physical_shape(d.input.shape)
-        inner_strides, area = spatial_strides(d.input), self.area
-        image = value["n"] * math.prod(physical[1:])
         if d.input.layout.block:
-            x0 = image + start // self.lanes * (area * self.lanes)
+            start = start // self.lanes * d.source.block
         else:
-            x0 = image + start * area
-        x0 = bound(binds, "x0", x0)
+            start = start * d.source.channel
+        x0 = bound(binds, "x0", d.source.image(value["n"]) + start)
         outer: list[tuple[Expr, Expr, Axis, Expr, int]] = []
         for i, axis in enumerate(phase.walked[:-1]):
             o = value[f"y{i}"]
@@ -319,7 +376,7 @@ class _Emit:
             if not isinstance(lo, int):
                 lo = bound(binds, f"lo{i}", lo)
                 extent = bound(binds, f"n{i}", extent)
-            outer.append((lo, extent, axis, base, inner_strides[i]))
+            outer.append((lo, extent, axis, base, d.source.spatial[i]))
         number = sum(t.tiles for t in phase.tiles)
         whole = phase.group_tiles >= number
         first = value["segment"] * phase.group_tiles
@@ -384,14 +441,14 @@ class _Emit:
 
     def _block(self, ctx: _Context, icb: Expr, channels: int) -> Stmt:
         """Reduce over the taps and `channels` channels of input block `icb`."""
-        area = self.area
+        source = self.direct.source
         width = ctx.run.width * self.lanes
         w = ctx.w0 + icb * (self.lanes * ctx.phase.taps * width)
-        x = ctx.x0 + icb * (self.lanes * area)
+        x = ctx.x0 + icb * source.block
         per_tap = channels * width
         inner = ctx.phase.walked[-1]
         taps_inner = len(inner.taps)
-        s_x = spatial_strides(self.direct.input)[-1]
+        s_x = source.spatial[-1]
         position = ctx.position * inner.stride + inner.offset
 
         def innermost(x: Expr, w: Expr) -> Stmt:
@@ -446,9 +503,8 @@ class _Emit:
         """The FMAs of one tap: `channels` input channels from element `x`, weights from `w`."""
         d = self.direct
         inner = ctx.phase.walked[-1]
-        strides, area = spatial_strides(d.input), self.area
-        s_c = 1 if d.input.layout.block else area
-        s_p = inner.stride * strides[-1]
+        s_c = d.source.channel
+        s_p = inner.stride * d.source.spatial[-1]
         size = sum(valid) * ctx.run.width
         unroll = max(
             u for u in range(1, channels + 1) if channels % u == 0 and u * size <= BODY or u == 1
@@ -504,7 +560,8 @@ class _Emit:
                 at = (i * ctx.run.width + j) * self.lanes
                 last = j == ctx.run.width - 1
                 valid = ctx.run.valid if last else self.lanes
-                index = [ctx.value["n"], (ctx.block + j) * self.lanes, *self._spatial(ctx, i)]
+                channel = (ctx.block + j) * self.lanes
+                index = self.direct.place(ctx.value["n"], channel, self._spatial(ctx, i))
 
                 def value(lane: Expr, at: int = at) -> Expr:
                     return tirx.BufferLoad(self.acc, [lane + at])
@@ -517,12 +574,7 @@ class _Emit:
         phase = ctx.phase
         position = ctx.position + pixel
         if len(phase.walked) < len(phase.axes):
-            shape = self.direct.output.shape[2:]
-            index: list[Expr] = []
-            for i, extent in enumerate(shape):
-                stride = math.prod(shape[i + 1 :])
-                index.append(position // stride % extent if i else position // stride)
-            return index
+            return unflatten(position, self.direct.output.shape[2:])
         outer = [ctx.value[f"y{i}"] for i in range(len(phase.axes) - 1)]
         return [o * a.spread + a.first for o, a in zip([*outer, position], phase.axes, strict=True)]
 

@@ -60,6 +60,8 @@ def spatial_strides(tensor: TensorType) -> list[int]:
 
 def vector(lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
     """`body` for all lanes at once."""
+    if lanes == 1:
+        return body(int32(0))
     return tir.loop("l", lanes, body, tir.VECTORIZED)
 
 
