@@ -186,13 +186,29 @@ def kernel(
     return register
 
 
+DTYPES = frozenset(
+    "float32 float16 float64 bfloat16 bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+)
+
+
+def _check_types(node: OpNode) -> None:
+    for tensor in (*node.inputs, *node.outputs):
+        if tensor is not None and tensor.dtype not in DTYPES:
+            raise Refused(
+                f"its data is {tensor.dtype}, which has no kernels here",
+                "convert the model to float32, float16, bfloat16 or 8- to 64-bit integers",
+            )
+
+
 def find_rule(node: OpNode) -> RuleEntry | None:
-    """The rule of the node's operator, if it has one."""
+    """The rule of the node's operator, if it has one; refuses element types without kernels."""
+    _check_types(node)
     return RULES.get(_key(node.op_type, node.domain))
 
 
 def find_kernel(node: OpNode) -> KernelEntry | None:
-    """The kernel builder of the node's operator, if it has one."""
+    """The kernel builder of the node's operator, if it has one; refuses types like `find_rule`."""
+    _check_types(node)
     return KERNELS.get(_key(node.op_type, node.domain))
 
 

@@ -350,7 +350,7 @@ def _range(node: OpNode, inputs: Inputs) -> Lazy:
 
     def read(index: Index) -> Expr:
         begin, step = start(()), delta(())
-        return begin + step * tirx.Cast(node.outputs[0].dtype, index[0])
+        return begin + step * converted(index[0] + tirx.const(0, "int32"), node.outputs[0].dtype)
 
     return read
 

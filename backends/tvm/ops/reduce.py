@@ -147,7 +147,7 @@ def reduction(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
     axes = reduced_axes(node)
     count = math.prod(x.shape[a] for a in axes)
     if x.elements == 0:
-        return _of_nothing(name, isa, node, spec, count)
+        return _of_nothing(name, isa, node, spec, epilogue)
     shape, where = physical(x, axes)
     walk = Walk(axes_of(shape, where), isa.lanes)
     target = TensorType(out.shape, epilogue.dtype or out.dtype, out.layout)
@@ -224,7 +224,7 @@ def _log_sum_exp(view: View, top: Stat, element: Callable[[Point], Expr], dtype:
     return view.scalar(dtype, lambda lane: m.log(total(lane)) + base(lane))
 
 
-def _of_nothing(name: str, isa: Isa, node: OpNode, spec: _Reduction, count: int) -> Kernel:
+def _of_nothing(name: str, isa: Isa, node: OpNode, spec: _Reduction, epilogue: Epilogue) -> Kernel:
     """The reduction of no elements: the neutral element, finished."""
     out = node.outputs[0]
     ins = [node.input(i) for i in operands(node)]
@@ -232,7 +232,12 @@ def _of_nothing(name: str, isa: Isa, node: OpNode, spec: _Reduction, count: int)
     value = values.get(node.op_type, spec.start)
     dtype = "float32" if out.dtype == "bfloat16" else out.dtype
     number = tirx.const(value > 0 if dtype == "bool" else bottom(value, dtype), dtype)
-    return injective(name, isa, [out], ins, lambda loads: [lambda index: number])
+    target = TensorType(out.shape, epilogue.dtype or out.dtype, out.layout)
+
+    def body(loads: list[Any]) -> list[Any]:
+        return [lambda index: epilogue.apply(number, index, loads[len(ins) :])]
+
+    return injective(name, isa, [target], [*ins, *epilogue.operands], body)
 
 
 @kernel("ArgMax", "ArgMin")
