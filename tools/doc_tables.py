@@ -1,4 +1,4 @@
-"""Writes the table of targets into README.md, from the profiles and the backends: `python tools/doc_tables.py`.
+"""Writes the table of targets into README.md, from the profiles and the backends.
 
 Run it where the TVM extra and a C compiler are installed, on x86-64 with AVX-512: what a target is proven
 by is what this machine can do for it. With `--check` nothing is written; the exit code says whether the

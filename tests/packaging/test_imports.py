@@ -34,6 +34,12 @@ def test_no_toolchain_is_loaded_before_it_is_used(module: str) -> None:
     assert modules_after(f"import {module}") & set(HEAVY) == set()
 
 
+def test_the_runtime_needs_numpy_alone() -> None:
+    loaded = modules_after("import effc.runtime")
+    assert "numpy" in loaded
+    assert loaded & {*HEAVY, "onnx", "onnx_ir", "onnxruntime", "msgspec", "click", "rich"} == set()
+
+
 def test_listing_targets_loads_no_numpy() -> None:
     loaded = modules_after("from effc.core.profiles import all_profiles; all_profiles()")
     assert loaded & {*HEAVY, "onnx", "onnxruntime", "numpy"} == set()
