@@ -2,7 +2,7 @@
 
     python tools/bench_kernels.py                      the table of shapes below
     python tools/bench_kernels.py MODEL.onnx ...       the distinct Conv and Gemm layers of models
-    --repeats N   rounds, in which the two take turns (default 15); the median is printed
+    --repeats N   rounds, in which the two take turns (default 15); the least is printed
     --only TEXT   rows whose label contains TEXT
 
 Every convolution is followed by Relu on both sides, and checked against onnxruntime's result.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import statistics
 import subprocess
 import tempfile
 import time
@@ -32,6 +31,7 @@ from effc.backends.tvm import tir
 from effc.backends.tvm.isa import Isa, host_isa
 from effc.backends.tvm.kernels.conv import ConvSpec, conv2d, pack_conv2d
 from effc.backends.tvm.kernels.epilogue import Epilogue
+from effc.backends.tvm.kernels.gemm import GemmSpec, MatmulSpec, gemm, matmul, pack_gemm
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.program import Kernel
 
@@ -69,12 +69,29 @@ class Gemm:
         return f"gemm {self.m}x{self.k}x{self.n}"
 
 
+@dataclass(frozen=True)
+class Matmul:
+    """A[batch, m, k] @ B[batch, k, n] of two activations; `transposed`: B is [batch, n, k]."""
+
+    batch: int
+    m: int
+    k: int
+    n: int
+    transposed: bool = False
+
+    def __str__(self) -> str:
+        return f"matmul {self.batch}x{self.m}x{self.k}x{self.n}{' bT' * self.transposed}"
+
+
+Layer = Conv | Gemm | Matmul
+
+
 def square(ic: int, oc: int, h: int, k: int, stride: int = 1, groups: int = 1) -> Conv:
     """A square convolution with "same" padding."""
     return Conv(ic, oc, (h, h), (k, k), (stride, stride), ((k - 1) // 2,) * 4, (1, 1), groups)
 
 
-TABLE: list[Conv | Gemm] = [
+TABLE: list[Layer] = [
     square(64, 64, 56, 3),
     square(128, 128, 28, 3),
     square(256, 256, 14, 3),
@@ -92,10 +109,14 @@ TABLE: list[Conv | Gemm] = [
     square(24, 144, 56, 1),
     Gemm(1, 1280, 1000),
     Gemm(197, 192, 768),
+    Gemm(197, 768, 192),
+    Gemm(196, 3072, 768),
+    Matmul(12, 197, 64, 197, True),
+    Matmul(12, 197, 197, 64),
 ]
 
 
-def layers(path: Path) -> Iterator[Conv | Gemm]:
+def layers(path: Path) -> Iterator[Layer]:
     """The Conv and Gemm nodes of a model."""
     model = shape_inference.infer_shapes(onnx.load(path), data_prop=True)
     graph = model.graph
@@ -133,12 +154,18 @@ def relu(value: Any, index: Any, loads: Any) -> Any:
     return tirx.max(value, tirx.const(0.0, "float32"))
 
 
-def session(nodes: list[Any], shape: Sequence[int], constants: dict[str, Any]) -> Any:
-    """onnxruntime on one thread; input x, output y."""
+def session(
+    nodes: list[Any],
+    shape: Sequence[int],
+    constants: dict[str, Any],
+    more: dict[str, Sequence[int]] | None = None,
+) -> Any:
+    """onnxruntime on one thread; input x (and `more`), output y."""
+    inputs = {"x": shape, **(more or {})}
     graph = helper.make_graph(
         nodes,
         "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k, s in inputs.items()],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [onnx.numpy_helper.from_array(v, k) for k, v in constants.items()],
     )
@@ -187,7 +214,7 @@ class Row:
 
 
 def interleaved(a: Callable[[], Any], b: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of each, measured in turns of at least 2 ms."""
+    """Least seconds of each, measured in turns of at least 2 ms: others may use the machine too."""
 
     def timed(f: Callable[[], Any], number: int) -> float:
         start = time.perf_counter()
@@ -200,14 +227,17 @@ def interleaved(a: Callable[[], Any], b: Callable[[], Any], repeats: int) -> tup
         timed(f, 2)
         numbers.append(max(1, int(0.002 / timed(f, 3)) + 1))
     pairs = [(timed(a, numbers[0]), timed(b, numbers[1])) for _ in range(repeats)]
-    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+    return min(p[0] for p in pairs), min(p[1] for p in pairs)
 
 
-def run_ort(net: Any, x: np.ndarray, shape: Sequence[int]) -> tuple[Callable[[], Any], Any]:
+def run_ort(
+    net: Any, feeds: dict[str, np.ndarray], shape: Sequence[int]
+) -> tuple[Callable[[], Any], Any]:
     """A call of onnxruntime without copies of the input or the output."""
     y = np.zeros(shape, "float32")
     binding = net.io_binding()
-    binding.bind_cpu_input("x", x)
+    for key, value in feeds.items():
+        binding.bind_cpu_input(key, value)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
     return (lambda: net.run_with_iobinding(binding)), y
 
@@ -231,7 +261,7 @@ def bench_conv(case: Conv, count: int, isa: Isa, folder: Path, repeats: int) -> 
     )
     net = session([conv, helper.make_node("Relu", ["c"], ["y"])], x.shape, {"w": w, "b": b})
     expected = net.run(None, {"x": x})[0]
-    theirs, _ = run_ort(net, x, expected.shape)
+    theirs, _ = run_ort(net, {"x": x}, expected.shape)
     blocked = Layout(isa.lanes)
     spec = ConvSpec(
         TensorType(x.shape, "float32", PLAIN if case.ic <= 4 else blocked),
@@ -255,6 +285,69 @@ def bench_conv(case: Conv, count: int, isa: Isa, folder: Path, repeats: int) -> 
     return Row(str(case), kernel.macs, count, mine, other)
 
 
+def bench_product(case: Gemm | Matmul, count: int, isa: Isa, folder: Path, repeats: int) -> Row:
+    """A matrix product, Gemm with a bias."""
+    rng = np.random.default_rng(0)
+    if isinstance(case, Gemm):
+        x = aligned(rng.standard_normal((case.m, case.k), "float32"))
+        w = rng.standard_normal((case.k, case.n), "float32") / np.float32(np.sqrt(case.k))
+        b = rng.standard_normal(case.n, "float32")
+        node = helper.make_node("Gemm", ["x", "w", "b"], ["y"])
+        net = session([node], x.shape, {"w": w, "b": b})
+        spec = GemmSpec(
+            TensorType(x.shape, "float32"), TensorType((case.m, case.n), "float32"), True
+        )
+        kernel = gemm(spec, "layer", isa)
+        others = [aligned(c) for c in pack_gemm(spec, isa, w, b)]
+        feeds = {"x": x}
+    else:
+        x = aligned(rng.standard_normal((case.batch, case.m, case.k), "float32"))
+        shape = (case.n, case.k) if case.transposed else (case.k, case.n)
+        w = aligned(rng.standard_normal((case.batch, *shape), "float32"))
+        nodes = [helper.make_node("MatMul", ["x", "b"], ["y"])]
+        if case.transposed:
+            nodes = [
+                helper.make_node("Transpose", ["w"], ["b"], perm=[0, 2, 1]),
+                *nodes,
+            ]
+        else:
+            nodes[0].input[1] = "w"
+        net = session(nodes, x.shape, {}, {"w": w.shape})
+        out = (case.batch, case.m, case.n)
+        matmul_spec = MatmulSpec(
+            *(TensorType(s, "float32") for s in (x.shape, w.shape, out)), case.transposed
+        )
+        kernel = matmul(matmul_spec, "layer", isa)
+        others = [w]
+        feeds = {"x": x, "w": w}
+    expected = net.run(None, feeds)[0]
+    theirs, _ = run_ort(net, feeds, expected.shape)
+    found = aligned(np.zeros(expected.shape, "float32"))
+    arrays = [found, x, *others]
+    if kernel.scratch_bytes:
+        arrays.insert(0, aligned(np.zeros(kernel.scratch_bytes, "uint8")))
+    ours = load(kernel, isa, folder)(arrays)
+    ours()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    mine, other = interleaved(ours, theirs, repeats)
+    return Row(str(case), kernel.macs, count, mine, other)
+
+
+def whole(path: Path, repeats: int) -> float:
+    """Least seconds of onnxruntime on the model, random inputs, one thread."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    net = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds = {
+        i.name: rng.random([d if isinstance(d, int) else 1 for d in i.shape], "float32")
+        for i in net.get_inputs()
+    }
+    call = lambda: net.run(None, feeds)  # noqa: E731
+    return interleaved(call, call, repeats)[0]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -263,7 +356,8 @@ def main() -> None:
     parser.add_argument("--only", default="")
     args = parser.parse_args()
     isa = host_isa()
-    groups: list[tuple[str, Counter[Conv | Gemm]]] = []
+    path_of = {p.name: p for p in args.models}
+    groups: list[tuple[str, Counter[Layer]]] = []
     if not args.models:
         groups.append(("table", Counter(TABLE)))
     for path in args.models:
@@ -273,10 +367,11 @@ def main() -> None:
         print(f"  {'layer':40s} {'n':>3s} {'us':>9s} {'GFLOP/s':>8s} {'ort us':>9s} {'ratio':>6s}")
         rows = []
         for case, count in cases.items():
-            if args.only not in str(case) or not isinstance(case, Conv):
+            if args.only not in str(case):
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                row = bench_conv(case, count, isa, Path(folder), args.repeats)
+                bench = bench_conv if isinstance(case, Conv) else bench_product
+                row = bench(case, count, isa, Path(folder), args.repeats)
             rows.append(row)
             print(
                 f"  {row.label:40s} {count:3d} {row.ours * 1e6:9.1f} "
@@ -286,6 +381,10 @@ def main() -> None:
             )
         ours = sum(r.ours * r.count for r in rows)
         theirs = sum(r.theirs * r.count for r in rows)
+        if title != "table" and rows:
+            print(
+                f"  onnxruntime, the whole model: {whole(path_of[title], args.repeats) * 1e6:.1f} us"
+            )
         if rows:
             print(
                 f"  {'all':40s} {'':3s} {ours * 1e6:9.1f} {'':8s} {theirs * 1e6:9.1f} "
