@@ -171,7 +171,7 @@ def _read(node: ir.Node, opset: int) -> Iterator[Op]:
             "replace the operator by others, or cut the model before it",
         )
     for i in rule.static:
-        if info.has(i) and i not in info.constants and info.op_type not in ("Reshape", "Expand"):
+        if info.has(i) and i not in info.constants and not rule.by_shape:
             info.const(i, "a parameter of the operator")
     reads = tuple(
         i for i in operands(info) if i not in info.constants or np.size(info.constants[i]) > 1

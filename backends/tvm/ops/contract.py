@@ -99,6 +99,8 @@ Rule = Callable[[OpNode, Sequence[Lazy | None]], "Lazy | tuple[Lazy, ...]"]
 class RuleEntry:
     """A registered rule. `static` inputs are read at compile time only and are no operands of a kernel.
 
+    `by_shape`: of these inputs only the shape matters, or what they say stands in the output's shape;
+    else their values must be constants.
     `kind`: "elementwise" (output index = input index, up to broadcasting), or "map" (data movement).
     `cost`: about how many vector instructions an element takes; a value read by several consumers is
     recomputed in each only where it is cheap.
@@ -108,6 +110,7 @@ class RuleEntry:
     static: tuple[int, ...]
     kind: str
     cost: int
+    by_shape: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +147,17 @@ def _key(op_type: str, domain: str) -> str:
 
 
 def rule(
-    *op_types: str, static: Sequence[int] = (), kind: str = "elementwise", cost: int = 1
+    *op_types: str,
+    static: Sequence[int] = (),
+    kind: str = "elementwise",
+    cost: int = 1,
+    by_shape: bool = False,
 ) -> Callable[[Rule], Rule]:
     """Register a rule for these operators."""
 
     def register(run: Rule) -> Rule:
         for op_type in op_types:
-            RULES[op_type] = RuleEntry(run, tuple(static), kind, cost)
+            RULES[op_type] = RuleEntry(run, tuple(static), kind, cost, by_shape)
         return run
 
     return register

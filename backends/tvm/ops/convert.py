@@ -47,7 +47,7 @@ def _cast(node: OpNode, inputs: Sequence[Lazy | None]) -> Lazy:
     return lambda index: converted(x(index), dtype)
 
 
-@rule("CastLike", static=(1,))
+@rule("CastLike", static=(1,), by_shape=True)
 def _cast_like(node: OpNode, inputs: Sequence[Lazy | None]) -> Lazy:
     return _cast(node, inputs)  # type: ignore[return-value]
 

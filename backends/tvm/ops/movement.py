@@ -67,7 +67,7 @@ def reindex(source: Sequence[int], target: Sequence[int], index: Index) -> Index
     return tuple(result)
 
 
-@rule("Reshape", "Squeeze", "Unsqueeze", static=(1,), kind="map", cost=0)
+@rule("Reshape", "Squeeze", "Unsqueeze", static=(1,), kind="map", cost=0, by_shape=True)
 def _reshape(node: OpNode, inputs: Inputs) -> Lazy:
     x, source, target = data(inputs), node.input(0).shape, node.outputs[0].shape
     return lambda index: x(reindex(source, target, index))
@@ -86,12 +86,12 @@ def _transpose(node: OpNode, inputs: Inputs) -> Lazy:
     return lambda index: x(tuple(index[i] for i in inverse))
 
 
-@rule("Expand", static=(1,), kind="map", cost=0)
+@rule("Expand", static=(1,), kind="map", cost=0, by_shape=True)
 def _expand(node: OpNode, inputs: Inputs) -> Lazy:
     return broadcast(data(inputs), node.input(0).shape, len(node.outputs[0].shape))
 
 
-@rule("Tile", static=(1,), kind="map", cost=0)
+@rule("Tile", static=(1,), kind="map", cost=0, by_shape=True)
 def _tile(node: OpNode, inputs: Inputs) -> Lazy:
     x, source, target = data(inputs), node.input(0).shape, node.outputs[0].shape
 
@@ -127,7 +127,7 @@ def _slice(node: OpNode, inputs: Inputs) -> Lazy:
     )
 
 
-@rule("Split", static=(1,), kind="map", cost=0)
+@rule("Split", static=(1,), kind="map", cost=0, by_shape=True)
 def _split(node: OpNode, inputs: Inputs) -> tuple[Lazy, ...]:
     x = data(inputs)
     axis = node.attr("axis", 0) % len(node.input(0).shape)
@@ -296,7 +296,7 @@ def _space_to_depth(node: OpNode, inputs: Inputs) -> Lazy:
     return read
 
 
-@rule("CenterCropPad", static=(1,), kind="map", cost=2)
+@rule("CenterCropPad", static=(1,), kind="map", cost=2, by_shape=True)
 def _center_crop_pad(node: OpNode, inputs: Inputs) -> Lazy:
     x, source, target = data(inputs), node.input(0).shape, node.outputs[0].shape
 
@@ -316,7 +316,7 @@ def _center_crop_pad(node: OpNode, inputs: Inputs) -> Lazy:
     return read
 
 
-@rule("ConstantOfShape", static=(0,), kind="map", cost=0)
+@rule("ConstantOfShape", static=(0,), kind="map", cost=0, by_shape=True)
 def _constant_of_shape(node: OpNode, inputs: Inputs) -> Lazy:
     value = node.attr("value")
     number = 0.0 if value is None else np.asarray(value).reshape(-1)[0].item()
@@ -328,7 +328,7 @@ def _constant_node(node: OpNode, inputs: Inputs) -> Lazy:
     raise Refused("Constant was not folded", "run the canonicalize passes first")
 
 
-@rule("Shape", "Size", static=(0,), kind="map", cost=0)
+@rule("Shape", "Size", static=(0,), kind="map", cost=0, by_shape=True)
 def _shape(node: OpNode, inputs: Inputs) -> Lazy:
     shape = node.input(0).shape
     numbers = shape[node.attr("start", 0) : node.attr("end")]
@@ -355,7 +355,7 @@ def _range(node: OpNode, inputs: Inputs) -> Lazy:
     return read
 
 
-@rule("OneHot", static=(1,), kind="map", cost=3)
+@rule("OneHot", static=(1,), kind="map", cost=3, by_shape=True)
 def _one_hot(node: OpNode, inputs: Inputs) -> Lazy:
     where, values = data(inputs), data(inputs, 2)
     rank = len(node.outputs[0].shape)
@@ -384,7 +384,7 @@ def _trilu(node: OpNode, inputs: Inputs) -> Lazy:
     return read
 
 
-@rule("EyeLike", static=(0,), kind="map", cost=2)
+@rule("EyeLike", static=(0,), kind="map", cost=2, by_shape=True)
 def _eye_like(node: OpNode, inputs: Inputs) -> Lazy:
     k, dtype = node.attr("k", 0), node.outputs[0].dtype
     return lambda index: converted(tirx.EQ(index[1] - index[0], k), dtype)

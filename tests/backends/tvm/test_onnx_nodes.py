@@ -53,6 +53,8 @@ def static_inputs(model: onnx.ModelProto) -> set[str]:
     """Values that some node needs at compile time."""
     found = set()
     for node in model.graph.node:
+        if node.op_type in ("Shape", "Size", "EyeLike", "CastLike"):
+            continue  # they look at the type of their input only
         entry = RULES.get(node.op_type) or KERNELS.get(node.op_type)
         positions = set(entry.static if entry else ()) | ALSO_STATIC.get(node.op_type, set())
         found |= {name for k, name in enumerate(node.input) if k in positions}
@@ -128,10 +130,9 @@ def run(item: Lowered, library: ctypes.CDLL) -> list[np.ndarray]:
     for name, array in item.feeds.items():
         if name in public:
             kept[public[name]] = np.ascontiguousarray(array)
-    for name in program.outputs:
-        if program.root(name) == name and name not in kept:
-            tensor = program.tensors[name]
-            kept[name] = np.zeros(max(1, tensor.bytes), np.uint8)
+    for root in map(program.root, program.outputs):
+        if root not in kept:
+            kept[root] = np.zeros(max(1, program.tensors[root].bytes), np.uint8)
     scratch = np.zeros(program.scratch_bytes + 64, np.uint8)
 
     def address(name: str) -> int:
