@@ -33,6 +33,7 @@ PASSES = Registry(
         "recognize-activations": "effc.passes.fuse.recognize_activations:RecognizeActivations",
         "recognize-normalization": "effc.passes.fuse.recognize_normalization:RecognizeNormalization",
         "recognize-attention": "effc.passes.fuse.recognize_attention:RecognizeAttention",
+        "decompose-attention": "effc.passes.fuse.decompose_attention:DecomposeAttention",
     },
 )
 
