@@ -119,7 +119,8 @@ def default_name(source: str, target: str) -> str:
     stem = source.rpartition(":")[2] if ":" in source else Path(source).name
     stem = re.sub(r"\.(onnx|onnxtxt|textproto|pt2|tflite)$", "", stem)
     board = Path(target).stem if target.endswith(".toml") else target
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{stem}-{board}").strip("-.") or "artifact"
+    parts = (re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in (stem, board))
+    return "-".join(part for part in parts if part) or "artifact"
 
 
 def document(result: BuildResult) -> dict[str, Any]:
