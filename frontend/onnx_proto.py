@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from effc.core.check_ops import quoted
 from effc.core.errors import FrontendError
@@ -45,11 +47,13 @@ def check_proto(proto: onnx.ModelProto, mapped: Mapping[int, int]) -> None:
             "it is no ONNX model: it has no graph",
             hint="name an .onnx file; other protobuf files (TensorFlow, Caffe) need converting first",
         )
+    _check_text(proto, *proto.metadata_props, *proto.opset_import)
     for i, tensor in enumerate(proto.graph.initializer):
         _check_tensor(tensor, f"initializer {quoted(tensor.name or f'#{i}')}", mapped.get(i))
     stack: list[tuple[str, onnx.GraphProto | onnx.FunctionProto, int]] = [("", proto.graph, 1)]
     seen: set[tuple[str, str, str]] = set()
     for function in proto.functions:
+        _check_text(function, *function.opset_import)
         key = function.domain, function.name, function.overload
         if key in seen:
             raise FrontendError(f"the function {quoted(function.name)} is defined twice")
@@ -64,11 +68,13 @@ def check_proto(proto: onnx.ModelProto, mapped: Mapping[int, int]) -> None:
             for tensor in graph.initializer:
                 _check_tensor(tensor, f"initializer {quoted(tensor.name)}{place}")
         for i, node in enumerate(graph.node):
+            _check_text(node, *node.metadata_props)
             if not node.attribute:
                 continue
             own = f"node {quoted(node.name or f'#{i}')} ({quoted(node.op_type)[1:-1]}){place}"
             names: set[str] = set()
             for attribute in node.attribute:
+                _check_text(attribute)
                 what = f"attribute {quoted(attribute.name)} of {own}"
                 if attribute.name in names:
                     raise FrontendError(f"{what} is given twice")
@@ -99,6 +105,21 @@ def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                     stack += attribute.graphs
 
 
+def _check_text(*messages: Message) -> None:
+    """Every string is UTF-8; protobuf hands over as bytes what is not."""
+    for message in messages:
+        for field, value in message.ListFields():
+            if field.cpp_type != FieldDescriptor.CPPTYPE_STRING or field.type == field.TYPE_BYTES:
+                continue
+            for text in (value,) if isinstance(value, (str, bytes)) else value:
+                if isinstance(text, bytes):
+                    raise FrontendError(
+                        f"the field {field.name} of a {message.DESCRIPTOR.name} holds text that is not "
+                        f"UTF-8: {quoted(text)}",
+                        hint="the file is damaged: download or export it again",
+                    )
+
+
 def _check_names(graph: onnx.GraphProto | onnx.FunctionProto, place: str) -> None:
     made: dict[str, str] = {}
 
@@ -111,6 +132,9 @@ def _check_names(graph: onnx.GraphProto | onnx.FunctionProto, place: str) -> Non
         made[name] = what
 
     if isinstance(graph, onnx.GraphProto):
+        _check_text(graph, *graph.initializer)
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            _check_text(info, *info.type.tensor_type.shape.dim)
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
             raise FrontendError(f"initializer {quoted(name)}{place} is sparse", hint=_SPARSE)
