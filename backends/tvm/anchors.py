@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tvm import tirx
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.conv import ConvSpec, conv2d, pack_conv2d
 from effc.backends.tvm.kernels.epilogue import Epilogue
-from effc.backends.tvm.layout import PLAIN, Layout
+from effc.backends.tvm.kernels.gemm import GemmSpec, MatmulSpec, gemm, matmul, pack_gemm
+from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.ops import all as _all_ops  # noqa: F401  registers the rules
 from effc.backends.tvm.ops.contract import (
+    Lazy,
     OpNode,
     Refused,
     Wanted,
@@ -39,8 +42,9 @@ class Anchor:
     """How an operator is lowered to one kernel.
 
     `build(node, name, isa, epilogue)` takes types with the planned layouts. The kernel's params are:
-    outputs, the `runtime` inputs of the node in order, the arrays of `pack(node, isa)`, the epilogue's
-    operands. `weights` are the inputs that `pack` reads; they are in `node.constants`.
+    outputs, the `runtime` inputs of the node in order, the arrays of `pack(node, isa)`, the last `beside`
+    of the runtime inputs (which `build` puts in front of the epilogue), the epilogue's operands.
+    `weights` are the inputs that `pack` reads; they are in `node.constants`.
     """
 
     template: str
@@ -50,6 +54,7 @@ class Anchor:
     weights: tuple[int, ...] = ()
     pack: Callable[[OpNode, Isa], tuple[Array, ...]] = _nothing
     fuses: bool = True
+    beside: int = 0
 
 
 Finder = Callable[[OpNode], Anchor | None]
@@ -160,4 +165,109 @@ def _conv(node: OpNode) -> Anchor:
         lambda n, name, isa, epilogue: conv2d(_conv_spec(n), name, isa, epilogue),
         weights=(1, 2),
         pack=pack,
+    )
+
+
+def _plain(node: OpNode, isa: Isa, count: int) -> Wanted:
+    return Wanted((PLAIN,) * count, (PLAIN,))
+
+
+@finder("Gemm")
+def _gemm(node: OpNode) -> Anchor:
+    """alpha A B + beta C; a constant C of one row is the bias, any other C is added in registers."""
+    _float32(node)
+    if node.attr("transA", 0):
+        raise Refused("its A is transposed at run time", "put a Transpose before it")
+    n = node.outputs[0].shape[1]
+    alpha, beta = node.attr("alpha", 1.0), node.attr("beta", 1.0)
+    transposed = bool(node.attr("transB", 0))
+    constant = 1 in node.constants
+    rows = node.has(2) and np.size(node.constants.get(2, ())) == n
+    adds = node.has(2) and not (constant and rows)
+    if not constant and alpha != 1.0:
+        raise Refused("alpha scales a product of two computed matrices", "multiply by it apart")
+
+    def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
+        weight = np.asarray(node.constants[1])
+        weight = np.float32(alpha) * (weight.T if transposed else weight)
+        bias = (
+            np.float32(beta) * np.asarray(node.constants[2]).reshape(n)
+            if not adds and rows
+            else None
+        )
+        return pack_gemm(_gemm_spec(node, not adds and rows), isa, weight.astype(np.float32), bias)
+
+    def build(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
+        if adds:
+            epilogue = _adding(node.input(2), float(beta), epilogue)
+        if constant:
+            return gemm(_gemm_spec(node, not adds and rows), name, isa, epilogue)
+        spec = MatmulSpec(node.input(0), node.input(1), node.outputs[0], transposed)
+        return matmul(spec, name, isa, epilogue)
+
+    runtime = (0, *(() if constant else (1,)), *((2,) if adds else ()))
+    return Anchor(
+        "gemm" if constant else "matmul",
+        runtime,
+        lambda n, isa: _plain(n, isa, len(runtime)),
+        build,
+        weights=(1, 2) if constant else (),
+        pack=pack if constant else _nothing,
+        beside=int(adds),
+    )
+
+
+def _gemm_spec(node: OpNode, bias: bool) -> GemmSpec:
+    return GemmSpec(node.input(0), node.outputs[0], bias)
+
+
+def _adding(c: TensorType, beta: float, epilogue: Epilogue) -> Epilogue:
+    """`epilogue` of the value plus beta C, where C broadcasts to it."""
+
+    def apply(value: Any, index: tuple[Any, ...], loads: Sequence[Lazy]) -> Any:
+        tail = index[len(index) - len(c.shape) :]
+        term = loads[0](tuple(0 if e == 1 else i for e, i in zip(c.shape, tail, strict=True)))
+        if beta != 1.0:
+            term = term * tirx.const(beta, "float32")
+        return epilogue.apply(value + term, index, loads[1:])
+
+    return Epilogue((c, *epilogue.operands), apply)
+
+
+@finder("MatMul")
+def _matmul(node: OpNode) -> Anchor:
+    """numpy.matmul; a constant right operand of two axes is packed."""
+    _float32(node)
+    a, b = node.input(0), node.input(1)
+    constant = 1 in node.constants and len(b.shape) <= 2
+    vectors = len(a.shape) == 1 or len(b.shape) == 1  # the output lacks an axis that kernels have
+
+    def types(node: OpNode) -> tuple[TensorType, TensorType, TensorType]:
+        a, b, out = node.input(0), node.input(1), node.outputs[0]
+        shape = out.shape
+        if len(b.shape) == 1:
+            b, shape = TensorType((*b.shape, 1), b.dtype), (*shape, 1)
+        if len(a.shape) == 1:
+            a, shape = TensorType((1, *a.shape), a.dtype), (*shape[:-1], 1, shape[-1])
+        return a, b, TensorType(shape, out.dtype)
+
+    def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
+        a, b, out = types(node)
+        return pack_gemm(GemmSpec(a, out), isa, np.asarray(node.constants[1]).reshape(b.shape))
+
+    def build(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
+        a, b, out = types(node)
+        if constant:
+            return gemm(GemmSpec(a, out), name, isa, epilogue)
+        return matmul(MatmulSpec(a, b, out), name, isa, epilogue)
+
+    runtime = (0,) if constant else (0, 1)
+    return Anchor(
+        "gemm" if constant else "matmul",
+        runtime,
+        lambda n, isa: _plain(n, isa, len(runtime)),
+        build,
+        weights=(1,) if constant else (),
+        pack=pack if constant else _nothing,
+        fuses=not vectors,
     )

@@ -279,7 +279,8 @@ class _Lowering:
             for i, a in enumerate(compose.located(op, lambda: anchor.pack(node, self.isa)))
         ]
         results = [self.made(v) for v in group.outputs]
-        args = (*results, *runtime, *packed, *loaded)
+        first = len(runtime) - anchor.beside
+        args = (*results, *runtime[:first], *packed, *runtime[first:], *loaded)
         self.call(signature(group, outputs, operands), make, args, group.ops, anchor.template)
 
     def _typed(self, op: Op, runtime: Sequence[str], outputs: Sequence[TensorType]) -> OpNode:

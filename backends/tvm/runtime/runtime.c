@@ -1,9 +1,13 @@
 /* Runs a model's table of calls on a pool of threads.
  *
- * All threads walk the whole table together. A call's tasks are split evenly, each thread computes its share,
- * and a barrier ends the call; who waits spins for a while and then sleeps. With one thread there is
- * neither barrier nor atomic operation. The split depends on the number of threads alone, and tasks are
- * independent, so the results have the same bits for any number of threads.
+ * Calls run one after the other. Each thread has an even share of a call's tasks, which it takes in a few
+ * pieces; who has finished takes pieces of the others' shares, so a thread that the system has put aside
+ * holds up nobody but by the piece in its hands. The thread that finishes the last piece opens the next
+ * call; who waits spins for a while and then sleeps. With one thread there is no atomic operation at all.
+ * Tasks are independent, so the results have the same bits for any number of threads.
+ *
+ * Stale threads: a piece is taken by compare-and-swap on a word that holds the call's number (unique over all
+ * inferences) and the next task, so a thread that wakes up late can't touch a later call by mistake.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
@@ -17,15 +21,13 @@
 
 #define ALIGNMENT 64
 #define MAX_THREADS 256
+#define PIECES 4 /* of a thread's share */
 #define SPIN_IN_CALL 20000 /* pauses of 15 to 50 ns: the others are at work and will be here soon */
 #define SPIN_IDLE 4000     /* between inferences: most callers come back at once, or much later */
 
 typedef struct {
-  _Alignas(ALIGNMENT) atomic_uint count; /* changes when waiters may go on */
-  atomic_int sleepers;
-  pthread_mutex_t mutex;
-  pthread_cond_t changed;
-} gate;
+  _Alignas(ALIGNMENT) atomic_uint_fast64_t word; /* number of the call << 32 | next task */
+} share;
 
 typedef struct worker {
   effc_model *model;
@@ -38,14 +40,16 @@ struct effc_model {
   unsigned char *memory; /* the arena, then one scratch area a thread */
   size_t memory_bytes, scratch_bytes;
   void **arguments;
-  const void *const *inputs;
-  void *const *outputs;
-  uint64_t *nanoseconds;
+  uint64_t *nanoseconds, before; /* of the profile */
   int32_t threads;
   worker *workers; /* threads - 1 of them */
-  int stop;
-  gate start, done;
-  _Alignas(ALIGNMENT) atomic_int arrived;
+  share *shares;   /* one a thread */
+  atomic_int stop, sleepers;
+  pthread_mutex_t mutex;
+  pthread_cond_t changed;
+  /* Number of the open call; modulo (calls + 1) it is the index of the call, and `calls` means idle. */
+  _Alignas(ALIGNMENT) atomic_uint_fast64_t open;
+  _Alignas(ALIGNMENT) atomic_int done; /* tasks of the open call */
 };
 
 static _Thread_local char error_text[256];
@@ -63,93 +67,144 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-static void gate_init(gate *g) {
-  atomic_init(&g->count, 0);
-  atomic_init(&g->sleepers, 0);
-  pthread_mutex_init(&g->mutex, NULL);
-  pthread_cond_init(&g->changed, NULL);
-}
-
-static void gate_destroy(gate *g) {
-  pthread_cond_destroy(&g->changed);
-  pthread_mutex_destroy(&g->mutex);
-}
-
-static void gate_open(gate *g) {
-  atomic_fetch_add(&g->count, 1);
-  if (atomic_load(&g->sleepers)) {
-    pthread_mutex_lock(&g->mutex);
-    pthread_cond_broadcast(&g->changed);
-    pthread_mutex_unlock(&g->mutex);
-  }
-}
-
-static void gate_wait(gate *g, unsigned seen, int spins) {
-  for (int i = 0; i < spins; i++) {
-    if (atomic_load_explicit(&g->count, memory_order_acquire) != seen) return;
-    pause_briefly();
-  }
-  pthread_mutex_lock(&g->mutex);
-  atomic_fetch_add(&g->sleepers, 1);
-  while (atomic_load(&g->count) == seen) pthread_cond_wait(&g->changed, &g->mutex);
-  atomic_fetch_sub(&g->sleepers, 1);
-  pthread_mutex_unlock(&g->mutex);
-}
-
-static void barrier(effc_model *m) {
-  unsigned seen = atomic_load_explicit(&m->done.count, memory_order_relaxed);
-  if (atomic_fetch_add(&m->arrived, 1) == m->threads - 1) {
-    atomic_store(&m->arrived, 0);
-    gate_open(&m->done);
-  } else {
-    gate_wait(&m->done, seen, SPIN_IN_CALL);
-  }
-}
-
 static uint64_t now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void walk(effc_model *m, int32_t thread) {
+static int32_t index_of(const effc_model *m, uint64_t number) {
+  return (int32_t)(number % ((uint64_t)m->program->calls + 1));
+}
+
+static int32_t share_begin(const effc_model *m, int32_t tasks, int32_t thread) {
+  return (int32_t)((int64_t)tasks * thread / m->threads);
+}
+
+static void wake_all(effc_model *m) {
+  if (atomic_load(&m->sleepers)) {
+    pthread_mutex_lock(&m->mutex);
+    pthread_cond_broadcast(&m->changed);
+    pthread_mutex_unlock(&m->mutex);
+  }
+}
+
+/* The number of the open call as soon as it is not `seen`. */
+static uint64_t wait_for_change(effc_model *m, uint64_t seen) {
+  int spins = index_of(m, seen) == m->program->calls ? SPIN_IDLE : SPIN_IN_CALL;
+  for (int i = 0; i < spins; i++) {
+    uint64_t number = atomic_load_explicit(&m->open, memory_order_acquire);
+    if (number != seen) return number;
+    pause_briefly();
+  }
+  pthread_mutex_lock(&m->mutex);
+  atomic_fetch_add(&m->sleepers, 1);
+  while (atomic_load(&m->open) == seen && !atomic_load(&m->stop))
+    pthread_cond_wait(&m->changed, &m->mutex);
+  atomic_fetch_sub(&m->sleepers, 1);
+  pthread_mutex_unlock(&m->mutex);
+  return atomic_load(&m->open);
+}
+
+/* Open call `number`, or the next one that has tasks. Only one thread at a time can be here. */
+static void open_call(effc_model *m, uint64_t number) {
   const effc_program *p = m->program;
-  unsigned char *scratch = m->memory + p->arena_bytes + (size_t)thread * m->scratch_bytes;
-  const int64_t threads = m->threads;
-  uint64_t *nanoseconds = thread == 0 ? m->nanoseconds : NULL;
-  uint64_t before = nanoseconds ? now() : 0;
-  for (int32_t i = 0; i < p->calls; i++) {
-    const effc_step *s = &p->step[i];
-    int32_t begin = (int32_t)(s->tasks * (int64_t)thread / threads);
-    int32_t end = (int32_t)(s->tasks * ((int64_t)thread + 1) / threads);
-    if (begin < end) s->kernel(m->arguments + s->first, scratch, begin, end);
-    if (threads > 1) barrier(m);
-    if (nanoseconds) {
-      uint64_t after = now();
-      nanoseconds[i] = after - before;
-      before = after;
+  int32_t i = index_of(m, number);
+  for (; i < p->calls && !p->step[i].tasks; i++, number++)
+    if (m->nanoseconds) m->nanoseconds[i] = 0;
+  atomic_store_explicit(&m->done, 0, memory_order_relaxed);
+  if (i < p->calls)
+    for (int32_t t = 0; t < m->threads; t++) {
+      uint64_t word = number << 32 | (uint32_t)share_begin(m, p->step[i].tasks, t);
+      atomic_store_explicit(&m->shares[t].word, word, memory_order_release);
     }
+  atomic_store(&m->open, number);
+  wake_all(m);
+}
+
+static void *scratch_of(const effc_model *m, int32_t thread) {
+  return m->memory + m->program->arena_bytes + (size_t)thread * m->scratch_bytes;
+}
+
+/* Take part in call `number` until none of its tasks is free. */
+static void take_part(effc_model *m, int32_t thread, uint64_t number) {
+  const effc_program *p = m->program;
+  int32_t i = index_of(m, number), completed = 0;
+  if (i == p->calls) return;
+  const effc_step *s = &p->step[i];
+  for (int32_t k = 0; k < m->threads; k++) {
+    int32_t owner = (thread + k) % m->threads;
+    int32_t begin = share_begin(m, s->tasks, owner), end = share_begin(m, s->tasks, owner + 1);
+    int32_t piece = (end - begin + PIECES - 1) / PIECES;
+    atomic_uint_fast64_t *word = &m->shares[owner].word;
+    uint_fast64_t seen = atomic_load_explicit(word, memory_order_acquire);
+    while ((uint32_t)(seen >> 32) == (uint32_t)number && (int32_t)(uint32_t)seen < end) {
+      int32_t from = (int32_t)(uint32_t)seen, to = from + piece < end ? from + piece : end;
+      if (!atomic_compare_exchange_weak(word, &seen, number << 32 | (uint32_t)to)) continue;
+      s->kernel(m->arguments + s->first, scratch_of(m, thread), from, to);
+      completed += to - from;
+      seen = atomic_load_explicit(word, memory_order_acquire);
+    }
+  }
+  if (completed && atomic_fetch_add(&m->done, completed) + completed == s->tasks) {
+    if (m->nanoseconds) {
+      uint64_t after = now();
+      m->nanoseconds[i] = after - m->before;
+      m->before = after;
+    }
+    open_call(m, number + 1);
   }
 }
 
 static void *work(void *argument) {
   worker *w = argument;
   effc_model *m = w->model;
-  for (unsigned seen = 0;; seen++) {
-    gate_wait(&m->start, seen, SPIN_IDLE);
-    if (m->stop) return NULL;
-    walk(m, w->index);
+  uint64_t seen = (uint64_t)m->program->calls;
+  for (;;) {
+    seen = wait_for_change(m, seen);
+    if (atomic_load(&m->stop)) return NULL;
+    take_part(m, w->index, seen);
+  }
+}
+
+static void walk_together(effc_model *m) {
+  uint64_t number = atomic_load(&m->open);
+  open_call(m, number + 1);
+  number = atomic_load(&m->open);
+  while (index_of(m, number) != m->program->calls) {
+    take_part(m, 0, number);
+    number = wait_for_change(m, number);
+  }
+}
+
+static void walk_alone(effc_model *m) {
+  const effc_program *p = m->program;
+  uint64_t *nanoseconds = m->nanoseconds;
+  for (int32_t i = 0; i < p->calls; i++) {
+    const effc_step *s = &p->step[i];
+    if (s->tasks) s->kernel(m->arguments + s->first, scratch_of(m, 0), 0, s->tasks);
+    if (nanoseconds) {
+      uint64_t after = now();
+      nanoseconds[i] = after - m->before;
+      m->before = after;
+    }
   }
 }
 
 static void stop_workers(effc_model *m, int32_t started) {
-  m->stop = 1;
-  gate_open(&m->start);
+  atomic_store(&m->stop, 1);
+  pthread_mutex_lock(&m->mutex);
+  pthread_cond_broadcast(&m->changed);
+  pthread_mutex_unlock(&m->mutex);
+  /* those that spin see `open` change to another number that means idle */
+  atomic_fetch_add(&m->open, (uint64_t)m->program->calls + 1);
   for (int32_t i = 0; i < started; i++) pthread_join(m->workers[i].thread, NULL);
-  gate_destroy(&m->start);
-  gate_destroy(&m->done);
+  pthread_cond_destroy(&m->changed);
+  pthread_mutex_destroy(&m->mutex);
+  free(m->shares);
   free(m->workers);
   free(m->memory);
+  m->shares = NULL;
   m->workers = NULL;
   m->memory = NULL;
   m->threads = 0;
@@ -161,13 +216,16 @@ static int32_t start_workers(effc_model *m, int32_t threads) {
   m->scratch_bytes = (p->scratch_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
   m->memory_bytes = p->arena_bytes + (size_t)threads * m->scratch_bytes;
   m->memory = NULL;
-  if (posix_memalign((void **)&m->memory, ALIGNMENT, m->memory_bytes + ALIGNMENT))
-    return fail("out of memory for the model's intermediate tensors");
+  m->shares = NULL;
   m->workers = calloc((size_t)threads, sizeof *m->workers);
-  if (!m->workers) {
-    free(m->memory);
-    m->memory = NULL;
-    return fail("out of memory for the model's threads");
+  if (!m->workers ||
+      posix_memalign((void **)&m->shares, ALIGNMENT, (size_t)threads * sizeof *m->shares) ||
+      posix_memalign((void **)&m->memory, ALIGNMENT, m->memory_bytes + ALIGNMENT)) {
+    free(m->workers);
+    free(m->shares);
+    m->workers = NULL;
+    m->shares = NULL;
+    return fail("out of memory for the model's intermediate tensors");
   }
   for (int32_t i = 0; i < p->arguments; i++) {
     const effc_argument *a = &p->argument[i];
@@ -175,10 +233,12 @@ static int32_t start_workers(effc_model *m, int32_t threads) {
     if (a->space == EFFC_CONSTANT) m->arguments[i] = (void *)(p->constants + a->offset);
   }
   m->threads = threads;
-  m->stop = 0;
-  gate_init(&m->start);
-  gate_init(&m->done);
-  atomic_store(&m->arrived, 0);
+  atomic_store(&m->stop, 0);
+  atomic_store(&m->sleepers, 0);
+  atomic_store(&m->open, (uint64_t)p->calls);
+  for (int32_t t = 0; t < threads; t++) atomic_init(&m->shares[t].word, UINT64_MAX);
+  pthread_mutex_init(&m->mutex, NULL);
+  pthread_cond_init(&m->changed, NULL);
   for (int32_t i = 0; i + 1 < threads; i++) {
     m->workers[i].model = m;
     m->workers[i].index = i + 1;
@@ -265,8 +325,11 @@ int32_t effc_model_profile(effc_model *m, const void *const *inputs, void *const
     if (a->space == EFFC_OUTPUT) m->arguments[i] = (char *)outputs[a->index] + a->offset;
   }
   m->nanoseconds = nanoseconds;
-  if (m->threads > 1) gate_open(&m->start);
-  walk(m, 0);
+  m->before = nanoseconds ? now() : 0;
+  if (m->threads > 1)
+    walk_together(m);
+  else
+    walk_alone(m);
   return 0;
 }
 
