@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from effc.core.elements import Elements, reshape_target
 from effc.core.ir import WORKING_OPSET, add_const, attr, graphs, is_op, shape_of
 from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.rewrite import bypass, erase
 from effc.core.shapes import infer_node, infer_shapes
-from effc.passes.canonicalize.known_elements import Elements, extents
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Sweep:
             if node.graph is None:
                 continue
             if node in self.fresh and any(shape_of(v) is None for v in node.outputs):
-                if infer_node(node, self.opset):
+                if infer_node(node, self.opset, self.known):
                     self.count += 1
                     self._touch(node.outputs)
             known = self.known.visit(node)
@@ -86,20 +86,11 @@ class _Sweep:
         data, shape = node.inputs[0], node.inputs[1]
         if shape is None or (shape.is_initializer() and not shape.is_graph_input()):
             return
-        known, dims = self.known.of(shape), extents(data)
-        if known is None or dims is None or attr(node, "allowzero", 0):
+        known = self.known.of(shape)
+        if known is None or data is None or data.shape is None or attr(node, "allowzero", 0):
             return
-        target: list[int] = []
-        for i, element in enumerate(known.elements):
-            if isinstance(element, int):
-                target.append(element)
-            elif element is not None and i < len(dims) and dims[i] == element:
-                target.append(0)
-            else:
-                target.append(-1)
-        copied = [i for i, e in enumerate(known.elements) if not isinstance(e, int)]
-        zeros = any(e == 0 for e in known.elements)
-        if target.count(-1) > 1 or (target.count(-1) == 1 and zeros and copied):
+        target = reshape_target(known, data)
+        if target is None:
             return
         producer = shape.producer()
         node.replace_input_with(
@@ -109,7 +100,7 @@ class _Sweep:
             erase(producer)
         self.count += 1
         self.fresh.add(node)
-        if infer_node(node, self.opset):
+        if infer_node(node, self.opset, self.known):
             self._touch(node.outputs)
 
 

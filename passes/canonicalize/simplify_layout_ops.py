@@ -176,41 +176,32 @@ class DropExpand:
     roots: ClassVar[frozenset[str]] = _BROADCASTING
 
     def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
-        out = node.outputs[0].shape
         for index, value in enumerate(node.inputs):
             expand = value.producer() if value is not None else None
-            if expand is None or not is_op(expand, "Expand"):
+            if value is None or expand is None or not is_op(expand, "Expand"):
                 continue
             source = expand.inputs[0]
-            if node.op_type == "PRelu" and index == 0:
+            if source is None or (node.op_type == "PRelu" and index == 0):
                 continue
-            if out is None or source is None:
-                continue
-            operands = [source if i == index else v for i, v in enumerate(node.inputs)]
-            shapes = [v.shape for v in operands if v is not None]
-            known = [tuple(shape) for shape in shapes if shape is not None]
-            if len(known) < len(shapes) or not _broadcasts(known, tuple(out)):
+            others = [v for i, v in enumerate(node.inputs) if i != index and v is not None]
+            if not _implied(source.shape, value.shape, [v.shape for v in others]):
                 continue
             node.replace_input_with(index, source)
             return erase(expand)
         return None
 
 
-Dim = int | ir.SymbolicDim
-
-
-def _broadcasts(shapes: Sequence[tuple[Dim, ...]], out: tuple[Dim, ...]) -> bool:
-    """Whether `shapes` surely broadcast to `out`."""
-    if max(len(s) for s in shapes) != len(out):
+def _implied(
+    source: ir.Shape | None, expanded: ir.Shape | None, others: Sequence[ir.Shape | None]
+) -> bool:
+    """Whether every extent of `expanded` is one of `source`, or of another operand of the broadcast."""
+    if source is None or expanded is None:
         return False
-    for axis in range(1, len(out) + 1):
-        want = out[-axis]
-        dims = [s[-axis] for s in shapes if len(s) >= axis]
+    known = [tuple(reversed(s)) for s in (source, *others) if s is not None]
+    for axis, want in enumerate(reversed(expanded)):
         if not isinstance(want, int) and want.value is None:
             return False
-        if want != 1 and not any(d == want for d in dims):
-            return False
-        if any(d != 1 and d != want for d in dims):
+        if not any(len(dims) > axis and dims[axis] == want for dims in known):
             return False
     return True
 

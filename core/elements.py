@@ -55,6 +55,22 @@ def extents(value: ir.Value | None) -> tuple[int | Extent, ...] | None:
     return tuple(found)
 
 
+def reshape_target(known: Known, data: ir.Value | None) -> tuple[int, ...] | None:
+    """What `known` says of a target, in numbers: 0 for an extent of `data` at its place, at most one -1.
+
+    For Reshape with allowzero=0. None where two elements are unknown, or a zero stands beside an unknown.
+    """
+    dims = extents(data) or ()
+    target = tuple(
+        e if isinstance(e, int) else 0 if e is not None and i < len(dims) and dims[i] == e else -1
+        for i, e in enumerate(known.elements)
+    )
+    unknown = [e for e in known.elements if not isinstance(e, int)]
+    if target.count(-1) > 1 or (-1 in target and unknown and 0 in known.elements):
+        return None
+    return target
+
+
 class Elements:
     """Computes and remembers the elements of values, in topological order of their nodes."""
 
@@ -71,6 +87,12 @@ class Elements:
         if known is not None:
             self._known[value] = known
         return known
+
+    def computed(self, value: ir.Value | None) -> Known | None:
+        """What is known of `value` where a node computes it: constants speak for themselves."""
+        if value is None or value.producer() is None:
+            return None
+        return self._known.get(value)
 
     def visit(self, node: ir.Node) -> Known | None:
         """Compute the elements of the first output of `node`; remembers and returns them."""
@@ -123,19 +145,35 @@ def _gather(node: ir.Node, known: Elements) -> Known | None:
 
 def _slice(node: ir.Node, known: Elements) -> Known | None:
     data = known.of(node.inputs[0])
-    parts = [known.of(v) if v is not None else None for v in node.inputs[1:]]
-    if data is None or data.scalar or any(
-        v is not None and (p is None or p.ints is None or len(p.ints) != 1)
-        for v, p in zip(node.inputs[1:], parts, strict=True)
-    ):  # fmt: skip
+    if data is None or data.scalar:
         return None
-    numbers = [p.ints[0] if p is not None and p.ints is not None else None for p in parts]
-    start, end, _, step = (*numbers, None, None)[:4]
+    numbers: list[int | None] = []
+    for index, name in enumerate(("starts", "ends", "axes", "steps"), 1):
+        ints = _operand(node, known, index, name)
+        if ints == () or (ints is not None and len(ints) != 1):
+            return None
+        if ints is None and (index < 3 or _given(node, index)):
+            return None
+        numbers.append(ints[0] if ints is not None else None)
+    start, end, _, step = numbers
     if step == 0:
         return None
     if step is not None and step < 0 and end is not None and end < -len(data.elements):
         end = None
     return Known(data.elements[slice(start, end, step)])
+
+
+def _given(node: ir.Node, index: int) -> bool:
+    return index < len(node.inputs) and node.inputs[index] is not None
+
+
+def _operand(node: ir.Node, known: Elements, index: int, name: str) -> tuple[int, ...] | None:
+    """The integers of the input `index`, which was the attribute `name` in older opsets."""
+    if _given(node, index):
+        found = known.of(node.inputs[index])
+        return found.ints if found is not None else None
+    ints = attr(node, name)
+    return tuple(ints) if isinstance(ints, tuple) else None
 
 
 def _concat(node: ir.Node, known: Elements) -> Known | None:
@@ -159,8 +197,8 @@ def _is_int(value: ir.Value) -> bool:
 
 
 def _unsqueeze(node: ir.Node, known: Elements) -> Known | None:
-    data, axes = known.of(node.inputs[0]), known.of(node.inputs[1])
-    if data is None or not data.scalar or axes is None or axes.ints not in ((0,), (-1,)):
+    data = known.of(node.inputs[0])
+    if data is None or not data.scalar or _operand(node, known, 1, "axes") not in ((0,), (-1,)):
         return None
     return Known(data.elements)
 
@@ -284,7 +322,7 @@ def _constant_of_shape(node: ir.Node, known: Elements) -> Known | None:
 
 def _reduce_prod(node: ir.Node, known: Elements) -> Known | None:
     data = known.of(node.inputs[0])
-    if data is None or data.ints is None or len(node.inputs) > 1 and node.inputs[1] is not None:
+    if data is None or data.ints is None or _given(node, 1) or attr(node, "axes") is not None:
         return None
     product = 1
     for e in data.ints:
