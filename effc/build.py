@@ -89,15 +89,14 @@ def build(
     whose answers are wrong is sealed with the verdict `failed`, and then VerificationError is raised.
     """
     chosen = choose_target(target, options)
-    backend = choose_backend(chosen, options)
-    pipeline = choose_pipeline(options, backend, chosen)
-
     progress("load", 0.0)
     loaded = load(source, options.shapes)
     check_model(loaded.model, allow_nonfinite=options.allow_nonfinite)
     fix_shapes(loaded.model, options.shapes)
     infer_shapes(loaded.model)
     model = loaded.model.clone()
+    backend = choose_backend(chosen, options)  # after the model: a toolchain takes seconds to import
+    pipeline = choose_pipeline(options, backend, chosen)
     inputs, outputs = static_specs(model.graph.inputs), static_specs(model.graph.outputs)
 
     progress("record goldens", 0.05)
