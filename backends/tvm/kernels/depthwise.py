@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -73,20 +74,33 @@ class Depthwise:
     bias: bool
     name: str
     epilogue: Epilogue
-    buffers: list[Any] = field(default_factory=list)
+    buffers: list[Any] = field(default_factory=list, init=False)
+
+    weighted: ClassVar[bool] = True  # pooling has no weights
+
+    def start(self) -> Expr:
+        """What the reduction starts with, where there is no bias."""
+        return tirx.const(0.0, "float32")
+
+    def combine(self, total: Expr, value: Expr, weight: Expr | None) -> Expr:
+        """One step of the reduction."""
+        return total + value * weight
+
+    def final(self, total: Expr, places: Sequence[Expr]) -> Expr:
+        """The result at the output position `places`."""
+        return total
 
     def kernel(self) -> Kernel:
         """Tasks are image x block of channels x group of rows."""
-        lanes = self.isa.lanes
+        self.lanes = lanes = self.isa.lanes if self.output.layout.block else 1
         n, channels = self.output.shape[:2]
         self.blocks = -(-channels // lanes)
         taps = math.prod(len(a.taps) for a in self.axes)
-        params = [
-            self.output,
-            self.input,
-            TensorType((self.blocks * taps * lanes,), "float32"),
-        ]
-        names = ["out", "x", "w"]
+        params = [self.output, self.input]
+        names = ["out", "x"]
+        if self.weighted:
+            params.append(TensorType((self.blocks * taps * lanes,), "float32"))
+            names.append("w")
         if self.bias:
             params.append(TensorType((self.blocks * lanes,), "float32"))
             names.append("bias")
@@ -95,7 +109,13 @@ class Depthwise:
         names += [f"e{i}" for i in range(len(self.epilogue.operands))]
         self.buffers = [parameter(a, t) for a, t in zip(names, params, strict=True)]
         self.store = Store(
-            self.output, self.buffers[0], self.epilogue, self.buffers[first:], lanes, 1
+            self.output,
+            self.buffers[0],
+            self.epilogue,
+            self.buffers[first:],
+            lanes,
+            1,
+            clean=self.weighted,
         )
         inner = self.axes[-1]
         self.tiles = tile_axis(inner, widest_tile(self.isa, inner))
@@ -134,7 +154,7 @@ class Depthwise:
     def _row(self, at: Any, row: Expr) -> Stmt:
         """One row of outputs of one block of channels."""
         stmts: list[Stmt] = []
-        lanes = self.isa.lanes
+        lanes = self.lanes
         outer = self.axes[:-1]
         place = decode(row, [(f"y{i}", a.count) for i, a in enumerate(outer)], stmts)
         area = math.prod(self.input.shape[2:])
@@ -164,14 +184,14 @@ class Depthwise:
     def _tile(
         self, at: Any, spot: list[Expr], tile: Tile, position: Expr, x0: Expr, w0: Expr, bounds: Any
     ) -> Stmt:
-        lanes = self.isa.lanes
+        lanes = self.lanes
         inner = self.axes[-1]
         strides = spatial_strides(self.input)
         stmts: list[Stmt] = []
         for i in range(tile.width):
 
             def init(lane: Expr, i: int = i) -> Stmt:
-                value = tirx.const(0.0, "float32")
+                value = self.start()
                 if self.bias:
                     value = load(self.buffers[3], at["block"] * lanes + lane)
                 return tirx.BufferStore(self.acc, value, [lane + i * lanes])
@@ -202,7 +222,9 @@ class Depthwise:
             return tir.seq(
                 *(
                     self.store.vector(
-                        lambda lane, i=i: load(self.acc, lane + i * lanes),
+                        lambda lane, i=i: self.final(
+                            load(self.acc, lane + i * lanes), [*spot, position + i]
+                        ),
                         [*index, position + i],
                         valid,
                     )
@@ -219,7 +241,7 @@ class Depthwise:
 
     def _taps(self, tile: Tile, x: Expr, w: Expr, column: Expr) -> Stmt:
         """The FMAs of one row of taps."""
-        lanes = self.isa.lanes
+        lanes = self.lanes
         inner = self.axes[-1]
         step = spatial_strides(self.input)[-1]
         if self.dynamic:
@@ -228,8 +250,9 @@ class Depthwise:
             def one(j: Expr) -> Stmt:
                 def fma(lane: Expr) -> Stmt:
                     value = load(self.buffers[1], x + j * (inner.step * step) + lane)
-                    product = value * load(self.buffers[2], w + j * lanes + lane)
-                    return tirx.BufferStore(self.acc, load(self.acc, lane) + product, [lane])
+                    weight = load(self.buffers[2], w + j * lanes + lane) if self.weighted else None
+                    total = self.combine(load(self.acc, lane), value, weight)
+                    return tirx.BufferStore(self.acc, total, [lane])
 
                 return vector(lanes, fma)
 
@@ -243,7 +266,7 @@ class Depthwise:
         last = -1
         for j, i in pairs:
             where = i * inner.stride + j * inner.step
-            if j != last:
+            if j != last and self.weighted:
 
                 def weight(lane: Expr, j: int = j) -> Stmt:
                     return tirx.BufferStore(
@@ -266,7 +289,8 @@ class Depthwise:
                     value = load(self.iv, slots[where] * lanes + lane)
                 else:
                     value = load(self.buffers[1], xi + (where * step) + lane)
-                total = load(self.acc, i * lanes + lane) + value * load(self.wv, lane)
+                weight = load(self.wv, lane) if self.weighted else None
+                total = self.combine(load(self.acc, i * lanes + lane), value, weight)
                 return tirx.BufferStore(self.acc, total, [i * lanes + lane])
 
             stmts.append(vector(lanes, fma))

@@ -38,6 +38,7 @@ class Store:
     operands: Sequence[Any]  # the buffers of the epilogue's operands
     width: int
     axis: int
+    clean: bool = True  # results past the extent are zeros before the epilogue
     analyzer: Any = field(default_factory=sym.Analyzer)
 
     def vector(self, value: Callable[[Expr], Expr], index: Sequence[Expr], valid: int) -> Stmt:
@@ -67,7 +68,7 @@ class Store:
             at = self._at(index, lane)
             result = self.epilogue.apply(value(lane), at, self._loads())
             result = stored(result, self.output.dtype)
-            if valid < extent and not self.epilogue.identity:
+            if valid < extent and not (self.clean and self.epilogue.identity):
                 result = tirx.Select(lane < valid, result, tirx.const(0, self.buffer.dtype))
             return tirx.BufferStore(self.buffer, result, [self._flat(self.output, at)])
 

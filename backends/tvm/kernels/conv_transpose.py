@@ -1,0 +1,75 @@
+"""Transposed convolution: one direct convolution for each phase of the strides; fp32."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.axes import transposed_axes
+from effc.backends.tvm.kernels.conv import pack_bias
+from effc.backends.tvm.kernels.direct import Direct
+from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
+from effc.backends.tvm.layout import TensorType
+from effc.backends.tvm.program import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class ConvTransposeSpec:
+    """ONNX ConvTranspose. Tensors are [N, C, *spatial]; the output's shape holds output_padding.
+
+    `pads` are those at the begin of each spatial axis, then those at the end (which only the output's
+    shape depends on).
+    """
+
+    input: TensorType
+    output: TensorType
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int = 1
+    bias: bool = False
+
+
+@lru_cache(maxsize=1024)
+def _direct(spec: ConvTransposeSpec, isa: Isa) -> Direct:
+    axes = [
+        transposed_axes(
+            spec.input.shape[2 + i],
+            spec.output.shape[2 + i],
+            spec.kernel[i],
+            spec.strides[i],
+            spec.dilations[i],
+            spec.pads[i],
+        )
+        for i in range(len(spec.kernel))
+    ]
+    phases = tuple(itertools.product(*axes))
+    return Direct(isa, spec.input, spec.output, phases, spec.groups, spec.bias)
+
+
+def conv_transpose(
+    spec: ConvTransposeSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY
+) -> Kernel:
+    """Params: output, input, packed weights, packed bias (where `spec.bias`), epilogue's operands."""
+    return _direct(spec, isa).kernel(name, epilogue)
+
+
+def pack_conv_transpose(
+    spec: ConvTransposeSpec,
+    isa: Isa,
+    weight: npt.NDArray[Any],
+    bias: npt.NDArray[Any] | None = None,
+) -> tuple[npt.NDArray[Any], ...]:
+    """The constants in the order of the params: weights [IC, OC / groups, *kernel], bias [OC]."""
+    ic, oc = spec.input.shape[1] // spec.groups, weight.shape[1]
+    grouped = weight.reshape(spec.groups, ic, oc, *spec.kernel)
+    turned = np.swapaxes(grouped, 1, 2).reshape(spec.groups * oc, ic, *spec.kernel)
+    packed = _direct(spec, isa).pack(turned)
+    return (packed,) if bias is None else (packed, pack_bias(bias, isa))
