@@ -444,7 +444,8 @@ def asinh(x: Expr) -> Expr:
 def acosh(x: Expr) -> Expr:
     """The inverse hyperbolic cosine; nan below 1."""
     near = let(x - const(1.0, x), lambda t: log1p(t + tirx.sqrt(t * const(2.0, t) + t * t)))
-    return tirx.Select(x > const(1e9, x), log(x) + const(_LN2, x), near)
+    y = tirx.Select(x > const(1e9, x), log(x) + const(_LN2, x), near)
+    return tirx.Select(x < const(1.0, x), const(math.nan, x), y)
 
 
 @_libm("atanh")
