@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from effc.core.errors import Problem
 from effc.core.measure import Device
-from effc.core.passinfra import Pipeline
 from effc.core.target import Target
 
 L = TypeVar("L")  # what the backend lowers to: Program, INetworkDefinition, MIL program, ModelProto
@@ -51,8 +50,11 @@ class Backend(ABC, Generic[L]):
         return Availability(True)
 
     @abstractmethod
-    def legalize(self, target: Target) -> Pipeline:
-        """The passes that make any valid model lowerable to `target`."""
+    def legalize(self, target: Target) -> str:
+        """Pipeline text of the passes that make any valid model lowerable to `target`.
+
+        Text, because passes and backends are siblings: neither imports the other.
+        """
 
     @abstractmethod
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:

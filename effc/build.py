@@ -95,7 +95,9 @@ def build(
     fix_shapes(loaded.model, options.shapes)
     infer_shapes(loaded.model)
     model = loaded.model.clone()
-    backend = choose_backend(chosen, options)  # after the model: a toolchain takes seconds to import
+    backend = choose_backend(
+        chosen, options
+    )  # after the model: a toolchain takes seconds to import
     pipeline = choose_pipeline(options, backend, chosen)
     inputs, outputs = static_specs(model.graph.inputs), static_specs(model.graph.outputs)
 
@@ -224,7 +226,7 @@ def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target
             hint=f"it runs: {standard}",
         )
     kept = Pipeline(tuple(p for p in standard.passes if p.id not in options.skip))
-    return kept + passes.parse(",".join(options.passes)) + backend.legalize(target)
+    return kept + passes.parse(",".join((*options.passes, backend.legalize(target))))
 
 
 def _samples(options: BuildOptions, inputs: Sequence[TensorSpec]) -> Samples | None:

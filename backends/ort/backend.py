@@ -18,7 +18,6 @@ from effc.core.artifact import Artifact
 from effc.core.backend import Availability, Backend
 from effc.core.errors import FrontendError, Problem
 from effc.core.measure import Device, Runner
-from effc.core.passinfra import Pipeline
 from effc.core.reference import OnnxRuntimeRunner, first_line
 from effc.core.target import Target
 
@@ -48,8 +47,8 @@ class OnnxRuntimeBackend(Backend[ir.Model]):
             return Availability(False, "onnxruntime is not installed", "pip install onnxruntime")
         return Availability(True, versions={"onnxruntime": version("onnxruntime")})
 
-    def legalize(self, target: Target) -> Pipeline:
-        return Pipeline()
+    def legalize(self, target: Target) -> str:
+        return ""
 
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         """onnxruntime reports one node at a time, so at most one problem is listed."""

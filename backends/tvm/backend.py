@@ -15,7 +15,6 @@ import onnx_ir as ir
 from effc.core.backend import Availability, Backend
 from effc.core.errors import ConfigError, Problem, UnsupportedOpError
 from effc.core.measure import Device
-from effc.core.passinfra import Pipeline
 from effc.core.target import Target
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class TvmBackend(Backend["Program"]):
             )
         return Availability(True)
 
-    def legalize(self, target: Target) -> Pipeline:
+    def legalize(self, target: Target) -> str:
         from effc.backends.tvm.pipeline import cpu
 
         return cpu()

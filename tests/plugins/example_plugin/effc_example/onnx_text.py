@@ -14,7 +14,6 @@ from effc.core.artifact import Artifact
 from effc.core.backend import Availability, Backend
 from effc.core.errors import Problem, UnsupportedOpError
 from effc.core.measure import Device, Runner
-from effc.core.passinfra import Pipeline
 from effc.core.reference import OnnxRuntimeRunner
 from effc.core.target import Target
 
@@ -42,8 +41,8 @@ class OnnxText(Backend[str]):
     def probe(cls) -> Availability:
         return Availability(True, versions={"onnx": onnx.__version__})
 
-    def legalize(self, target: Target) -> Pipeline:
-        return Pipeline()
+    def legalize(self, target: Target) -> str:
+        return ""
 
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         return [
