@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Feeds = Mapping[str, Array]
 
+BURST_VALUES = 20
+
 
 class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     """One measured (or estimated, and then so named) cost of one inference."""
@@ -126,6 +128,13 @@ def interleaved(
         msgspec.structs.replace(part[0], seconds=tuple(s for m in part for s in m.seconds))
         for part in parts
     ]
+
+
+def _thinned(measured: Measurement) -> Measurement:
+    if len(measured.seconds) <= BURST_VALUES:
+        return measured
+    stretches = np.array_split(np.array(measured.seconds), BURST_VALUES)
+    return msgspec.structs.replace(measured, seconds=tuple(float(np.median(s)) for s in stretches))
 
 
 class Device(Protocol):
