@@ -110,7 +110,8 @@ def interleaved(
 
     Every runner first gets one warm-up burst, which also sets its burst length: all bursts together take
     about `seconds`, split over `rounds`. `feeds` are the same for all runners, or one for each.
-    `on_round(done, rounds)` reports progress.
+    `on_round(done, rounds)` reports progress. Of a burst with more than BURST_VALUES repetitions, the
+    medians of that many equal stretches are kept.
     """
     each = [feeds] * len(runners) if isinstance(feeds, Mapping) else list(feeds)
     share = seconds / (rounds * max(len(runners), 1))
@@ -121,7 +122,7 @@ def interleaved(
     parts: list[list[Measurement]] = [[] for _ in runners]
     for done in range(rounds):
         for runner, feed, count, part in zip(runners, each, repeats, parts, strict=True):
-            part.append(runner.time(feed, count))
+            part.append(_thinned(runner.time(feed, count)))
         if on_round is not None:
             on_round(done + 1, rounds)
     return [
