@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import attr
+from effc.core.ir import attr, constant_tensor
 
 # shapes have few elements; what is longer is data
 _MOST = 64
@@ -107,9 +107,17 @@ class Elements:
 
 
 def _of_constant(value: ir.Value) -> Known | None:
-    tensor = value.const_value
-    if tensor is None or value.is_graph_input():
+    if value.is_graph_input() or value.const_value is None:
         return None
+    return _of_tensor(value.const_value)
+
+
+def _constant(node: ir.Node, known: Elements) -> Known | None:
+    tensor = constant_tensor(node)
+    return _of_tensor(tensor) if tensor is not None else None
+
+
+def _of_tensor(tensor: ir.TensorProtocol) -> Known | None:
     if tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
         return None
     if len(tensor.shape) > 1 or tensor.size > _MOST:
@@ -341,6 +349,7 @@ def _range(node: ir.Node, known: Elements) -> Known | None:
 
 
 _RULES: dict[str, Callable[[ir.Node, Elements], Known | None]] = {
+    "Constant": _constant,
     "Shape": _shape,
     "Size": _size,
     "Gather": _gather,

@@ -81,6 +81,29 @@ def attr(node: ir.Node, name: str, default: Any = None) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
+def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor of a Constant node, whichever attribute holds it; None where it is sparse."""
+    tensor = attr(node, "value")
+    if tensor is not None:
+        return tensor  # type: ignore[no-any-return]
+    for name, dtype in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
+        plain = attr(node, name)
+        if plain is not None:
+            return ir.tensor(np.array(plain, dtype))
+    text = attr(node, "value_string")
+    if text is not None:
+        return ir.StringTensor([text.encode()], shape=ir.Shape([]))
+    texts = attr(node, "value_strings")
+    if texts is not None:
+        return ir.StringTensor([t.encode() for t in texts], shape=ir.Shape([len(texts)]))
+    return None
+
+
 def add_const(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Register `array` as an initializer under `name`, or under `name_1`, ... where that is taken."""
     unique, n = name, 0

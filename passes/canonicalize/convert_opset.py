@@ -15,6 +15,14 @@ from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.shapes import infer_shapes
 from effc.passes.canonicalize.opset_adapters import ADAPTERS, SAME, Refusal, lower_node
 
+# onnxruntime 1.31 has kernels of these for opset 21, and none for 22, where they only got more types
+_HELD = frozenset(
+    {
+        *("RoiAlign", "MaxRoiPool", "GlobalLpPool", "Bernoulli", "Multinomial"),
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    }
+)
+_HELD_OPSET = 21
 _NEEDS_SHAPES = frozenset({"Softmax", "LogSoftmax", "Hardmax", "GroupNormalization", "Scan"})
 
 
@@ -29,7 +37,9 @@ class ConvertOpset(Pass):
     Model-local functions are inlined first. Raises FrontendError, with the node, where a node of an
     older opset has no equal at the working one. A newer model is brought down; if one of its nodes
     uses what only a newer opset has, the model stays at its own opset (passes ask for operators by
-    what the working opset says, and later ones only add to that). Other domains are left alone.
+    what the working opset says, and later ones only add to that). A model with RoiAlign, MaxRoiPool,
+    GlobalLpPool or random operators stops at 21: onnxruntime, the reference, runs them no further.
+    Other domains are left alone.
     Source: the operator changelog of the ONNX specification. Own adapters, because onnx's version
     converter works on a protobuf (2 GB at most), loads every weight, and has gaps.
     """
@@ -49,6 +59,10 @@ class ConvertOpset(Pass):
         if source == WORKING_OPSET:
             return count
         nodes = [n for g in graphs(model) for n in g if n.domain == ""]
+        if source is not None and source <= _HELD_OPSET and any(n.op_type in _HELD for n in nodes):
+            return count + (
+                _raise(model, nodes, source, _HELD_OPSET) if source < _HELD_OPSET else 0
+            )
         if source is None:
             if nodes:
                 raise FrontendError(
@@ -59,15 +73,15 @@ class ConvertOpset(Pass):
             return count
         if source > WORKING_OPSET:
             return count + _lower(model, nodes, source)
-        return count + _raise(model, nodes, source)
+        return count + _raise(model, nodes, source, WORKING_OPSET)
 
 
-def _raise(model: ir.Model, nodes: list[ir.Node], source: int) -> int:
+def _raise(model: ir.Model, nodes: list[ir.Node], source: int, to: int) -> int:
     if any(n.op_type in _NEEDS_SHAPES and _unknown(n) for n in nodes):
         infer_shapes(model)
     count = 0
     for node in nodes:
-        for version in bumps(node.op_type, source, WORKING_OPSET):
+        for version in bumps(node.op_type, source, to):
             adapter = ADAPTERS.get((node.op_type, version))
             if adapter is None:
                 if version not in SAME.get(node.op_type, ()):
@@ -80,7 +94,7 @@ def _raise(model: ir.Model, nodes: list[ir.Node], source: int) -> int:
             count += 1
             if current is None or current is not node:  # replaced: what it became is up to date
                 break
-    _stamp(model)
+    _stamp(model, to)
     return count + 1
 
 
@@ -131,6 +145,6 @@ def _refused(node: ir.Node, source: int, reason: str) -> FrontendError:
     )
 
 
-def _stamp(model: ir.Model) -> None:
-    model.graph.opset_imports[""] = WORKING_OPSET
+def _stamp(model: ir.Model, to: int = WORKING_OPSET) -> None:
+    model.graph.opset_imports[""] = to
     model.ir_version = max(model.ir_version, WORKING_IR_VERSION)

@@ -62,7 +62,7 @@ class _Sweep:
                     self.count += 1
                     self._touch(node.outputs)
             known = self.known.visit(node)
-            if known is not None and known.ints is not None:
+            if known is not None and known.ints is not None and node.op_type != "Constant":
                 self._fold(graph, node, known.ints, known.scalar)
             elif is_op(node, "Reshape"):
                 self._fix_target(graph, node)

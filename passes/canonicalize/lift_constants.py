@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import attr, graphs, is_op
+from effc.core.ir import constant_tensor, graphs, is_op
 from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.rewrite import bypass
 
@@ -62,26 +61,3 @@ def _lift(graph: ir.Graph, node: ir.Node) -> int:
     graph.register_initializer(value)
     bypass(node, value)
     return 1
-
-
-def constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """The tensor of a Constant node, whichever attribute holds it; None where it is sparse."""
-    tensor = attr(node, "value")
-    if tensor is not None:
-        return tensor  # type: ignore[no-any-return]
-    for name, dtype in (
-        ("value_int", np.int64),
-        ("value_ints", np.int64),
-        ("value_float", np.float32),
-        ("value_floats", np.float32),
-    ):
-        plain = attr(node, name)
-        if plain is not None:
-            return ir.tensor(np.array(plain, dtype))
-    text = attr(node, "value_string")
-    if text is not None:
-        return ir.StringTensor([text.encode()], shape=ir.Shape([]))
-    texts = attr(node, "value_strings")
-    if texts is not None:
-        return ir.StringTensor([t.encode() for t in texts], shape=ir.Shape([len(texts)]))
-    return None
