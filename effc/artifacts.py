@@ -38,8 +38,8 @@ def staging_folder(out: Path, *, pack: bool = False) -> Iterator[Path]:
     ConfigError at once where `out` can't become an artifact: something else stands there, or an artifact
     to which its user added files.
     """
+    check_place(out, pack=pack)
     out = packed_path(out) if pack else out
-    refuse_foreign(out, pack=pack)
     try:
         parent = out.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def seal(
         _sync(folder / MANIFEST)
         if pack:
             path = packed_path(out)
-            refuse_foreign(path, pack=True)
+            check_place(path, pack=True)
             packed = folder.parent / f"{folder.name}.zip"
             try:
                 _write_pack(folder, manifest, packed)
@@ -83,7 +83,7 @@ def seal(
                 packed.unlink(missing_ok=True)
         else:
             path = out
-            refuse_foreign(path, pack=False)
+            check_place(path)
             _put(folder, path)
         _sync(path.absolute().parent)
     except OSError as error:
@@ -150,8 +150,9 @@ def packed_path(out: Path) -> Path:
     return out if out.suffix == SUFFIX else out.with_name(out.name + SUFFIX)
 
 
-def refuse_foreign(out: Path, *, pack: bool) -> None:
+def check_place(out: Path, *, pack: bool = False) -> None:
     """ConfigError unless `out` is free, an empty folder, or an untouched artifact that may be replaced."""
+    out = packed_path(out) if pack else out
     if out.is_symlink():
         raise ConfigError(f"{str(out)!r} is a link", hint="choose another place with -o")
     if not out.exists():

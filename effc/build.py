@@ -14,7 +14,7 @@ import msgspec
 import onnx_ir as ir
 
 from effc import passes
-from effc.artifacts import REPORT, seal, staging_folder
+from effc.artifacts import REPORT, check_place, seal, staging_folder
 from effc.backends import BACKENDS, make_backend
 from effc.core.artifact import Artifact, Manifest, PassEntry, TensorSpec, Verdict, sha256_file
 from effc.core.backend import Backend, TuneBudget
@@ -88,6 +88,7 @@ def build(
     Raises an EffcError where the model, the target or the answers are not as they should be. An artifact
     whose answers are wrong is sealed with the verdict `failed`, and then VerificationError is raised.
     """
+    check_place(out, pack=options.pack)
     chosen = choose_target(target, options)
     progress("load", 0.0)
     loaded = load(source, options.shapes)

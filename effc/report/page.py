@@ -13,7 +13,7 @@ from pathlib import Path
 from effc.core.artifact import Manifest, write_atomically
 from effc.core.measure import LayerTime
 from effc.report.charts import Bar, bars, steps
-from effc.report.units import extents, milliseconds, size
+from effc.report.units import extents, milliseconds, preprocess_text, size
 
 _LAYERS = 40
 
@@ -140,9 +140,9 @@ def _memory(memory: Sequence[tuple[str, int]], manifest: Manifest) -> str:
     if not memory:
         return ""
     arena = manifest.details.get("arena_bytes")
-    note = "Bytes of activations that are live while each node runs, in the order of execution"
+    note = "Bytes of activations that are live while each node runs by itself, in order"
     if isinstance(arena, int):
-        note += f"; the artifact reserves {size(arena)}, layouts and alignment included"
+        note += f"; the artifact, where nodes are fused, reserves {size(arena)}"
     return _section("Memory over time", steps(memory, size) + f'<p class="note">{note}.</p>')
 
 
@@ -167,7 +167,7 @@ def _fallbacks(manifest: Manifest) -> str:
     if not found:
         return ""
     rows = [(escape(str(name)),) for name in found]
-    return _section("Fallbacks", _table(("operators without a template of their own",), rows))
+    return _section("Fallbacks", _table(("nodes that run as the compiler's own kernels",), rows))
 
 
 def _accuracy(manifest: Manifest) -> str:
@@ -205,9 +205,7 @@ def _interface(manifest: Manifest) -> str:
                     s.layout,
                 )
             )
-    note = ""
-    if manifest.preprocess:
-        note = f'<p class="note">Preprocessing: <code>{escape(str(manifest.preprocess))}</code></p>'
+    note = f'<p class="note">Preprocessing: <code>{escape(preprocess_text(manifest))}</code></p>'
     return _section("Interface", _table(("", "name", "type", "shape", "layout"), rows) + note)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from effc.report.units import extents, milliseconds, quantity, size
+from effc.report.units import extents, milliseconds, preprocess_text, quantity, size
 
 if TYPE_CHECKING:
     from effc.bench import Bench
@@ -126,7 +125,7 @@ def manifest_report(path: Path, manifest: Manifest) -> Parts:
         ("target", f"{manifest.target} ({manifest.backend}, {manifest.precision})"),
         *[(f"input {s.name}", f"{s.dtype} {extents(s.shape)}") for s in manifest.inputs],
         *[(f"output {s.name}", f"{s.dtype} {extents(s.shape)}") for s in manifest.outputs],
-        ("preprocess", str(manifest.preprocess or "none stored")),
+        ("preprocess", preprocess_text(manifest)),
         ("pipeline", manifest.pipeline),
         ("files", ", ".join(manifest.files)),
         ("versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())),
@@ -313,17 +312,15 @@ def _artifact_size(path: Path) -> str:
 
 
 def _details(manifest: Manifest) -> list[tuple[str, str]]:
-    names = {
-        "arena_bytes": "activations",
-        "constant_bytes": "constants",
-        "nodes": "nodes",
-        "calls": "calls",
-    }
+    names = {"arena_bytes": "activations", "constant_bytes": "constants", "nodes": "nodes"}
     rows = []
     for key, name in names.items():
         value = manifest.details.get(key)
         if isinstance(value, int):
             rows.append((name, size(value) if key.endswith("_bytes") else str(value)))
+    calls = manifest.details.get("calls")
+    if isinstance(calls, Mapping):
+        rows.append(("calls", ", ".join(f"{n} {template}" for template, n in calls.items())))
     goldens = manifest.details.get("goldens")
     if isinstance(goldens, Mapping):
         kind = "made-up" if goldens.get("synthetic") else "given"
@@ -332,10 +329,11 @@ def _details(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _fallbacks(manifest: Manifest) -> Parts:
-    """Calls that no kernel of effc computes: the report says which."""
+    """Nodes without a kernel of effc's own."""
     found = manifest.details.get("fallbacks")
     if not found:
         return []
-    names = Counter(str(n) for n in found)
-    text = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in names.items())
-    return [Text(f"fallbacks: {text}", style="yellow")]
+    text = ", ".join(str(name) for name in found)
+    return [
+        Text(f"{len(found)} nodes fall back to the compiler's own kernels: {text}", style="yellow")
+    ]

@@ -1,6 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers and descriptions as people read them."""
 
 from __future__ import annotations
+
+from effc.core.artifact import Manifest
+from effc.core.errors import ConfigError
+from effc.core.preprocess import Preprocess
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -37,3 +41,13 @@ def quantity(count: float | None) -> str:
 def extents(shape: tuple[int | str, ...] | None) -> str:
     """`1x3x224x224`."""
     return "?" if shape is None else "x".join(str(d) for d in shape) or "scalar"
+
+
+def preprocess_text(manifest: Manifest) -> str:
+    """The stored preprocessing as `--preprocess` takes it; as it stands where a later version wrote it."""
+    if manifest.preprocess is None:
+        return "none stored"
+    try:
+        return str(Preprocess.from_description(manifest.preprocess))
+    except ConfigError:
+        return str(manifest.preprocess)
