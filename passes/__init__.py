@@ -45,7 +45,8 @@ CANONICALIZE = (
 # comes last, so that its scale has already gone into the query's projection where that is possible
 FUSE = (
     "recognize-activations,recognize-normalization,fold-pad,fold-batch-norm,fold-bias,merge-linear,"
-    "merge-parallel-branches,repeat,recognize-attention,eliminate-dead-code"
+    "merge-parallel-branches,repeat,recognize-attention,eliminate-common-subexpressions,"
+    "eliminate-dead-code"
 )
 
 

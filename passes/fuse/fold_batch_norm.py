@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import Array, attr, replaceable, sole_use
+from effc.core.ir import Array, attr, is_op, replaceable, sole_use
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule, bypass
 from effc.passes.fuse.linear import Linear, find_linear
@@ -23,7 +23,7 @@ class FoldBatchNorm(RewritePass):
     s = gamma / sqrt(var + eps), t = beta - s mean.
 
     Into Conv, ConvTranspose, Gemm and MatMul with constant weights, also through transposes and
-    reshapes that keep the channel axis. Behind the norm: only where the operator reads no padding
+    reshapes that keep the channel axis and a Concat of channels. Behind the norm: only where the operator reads no padding
     (padding is zero after the norm, not before it) or t = 0. Weights that others read too are copied.
     Computed in float64, then rounded to the weight's type.
 
@@ -68,16 +68,37 @@ class _IntoProducer:
         if x is None or sole_use(x) is not node or not replaceable(node.outputs[0], x):
             return None
         numbers = affine(node)
-        linear = find_linear(x, 1)
-        if numbers is None or linear is None or linear.outputs != numbers[0].size:
+        parts = _parts(x) if numbers is not None else None
+        if numbers is None or parts is None:
             return None
-        linear.scale_outputs(numbers[0])
-        linear.shift_outputs(numbers[1])
-        if not linear.commit():
+        if sum(p.outputs for p in parts) != numbers[0].size:
             return None
+        at = 0
+        for part in parts:
+            mine = slice(at, at + part.outputs)
+            part.scale_outputs(numbers[0][mine])
+            part.shift_outputs(numbers[1][mine])
+            at = mine.stop
+        if not all(part.fits() for part in parts):
+            return None
+        for part in parts:
+            part.commit()
         x = node.inputs[0]  # committing may have put an Add behind a MatMul
         assert x is not None
-        return (*bypass(node, x), linear.node)
+        return (*bypass(node, x), *(part.node for part in parts))
+
+
+def _parts(value: ir.Value) -> list[Linear] | None:
+    """The linear operators whose outputs make up the channels (axis 1) of `value`, in order."""
+    concat = value.producer()
+    if concat is None or not is_op(concat, "Concat"):
+        linear = find_linear(value, 1)
+        return None if linear is None else [linear]
+    rank = rank_of(value)
+    if rank is None or attr(concat, "axis") % rank != 1:
+        return None
+    parts = [find_linear(v, 1) for v in concat.inputs]
+    return None if any(p is None for p in parts) else [p for p in parts if p is not None]
 
 
 class _IntoConsumer:

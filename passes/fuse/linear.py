@@ -178,6 +178,12 @@ class Linear:
         table = np.repeat(per_group, self.outputs // self.groups, axis=0)
         return table.reshape(*table.shape, *[1] * (self.weight.ndim - 2))
 
+    def fits(self) -> bool:
+        """Whether `commit` would succeed."""
+        return cast(self.weight, self.dtype) is not None and (
+            self.bias is None or cast(self.bias, self.dtype) is not None
+        )
+
     def commit(self) -> bool:
         """Write weight and bias back, cast to the weight's type; False (and no change) on overflow.
 

@@ -78,15 +78,17 @@ class _Convolutions:
                 return None
         else:
             return None
-        weight, groups = _compose(first, second)
         pixels = math.prod(_strides(node))  # of the first, for each of the second
         cost = first.weight.size * pixels + second.weight.size
-        if weight.size > self.max_mac_ratio * cost:
+        groups = math.gcd(first.groups, second.groups)
+        taps = max(math.prod(first.weight.shape[2:]), math.prod(second.weight.shape[2:]))
+        if second.outputs * (first.inputs // groups) * taps > self.max_mac_ratio * cost:
             return None
+        weight = _compose(first, second, groups)
         bias = second.bias
         if first.bias is not None:
-            taps = regroup(second.weight, second.groups, 1)
-            carried = taps.sum(axis=tuple(range(2, taps.ndim))) @ first.bias
+            dense = regroup(second.weight, second.groups, 1)
+            carried = dense.sum(axis=tuple(range(2, dense.ndim))) @ first.bias
             bias = carried if bias is None else bias + carried
         stored = cast(weight, first.dtype)
         stored_bias = None if bias is None else cast(bias, first.dtype)
@@ -119,9 +121,8 @@ def _times(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(x * y for x, y in zip(a, b, strict=True))
 
 
-def _compose(first: Linear, second: Linear) -> tuple[Array, int]:
+def _compose(first: Linear, second: Linear, groups: int) -> Array:
     """The weight [O, I/groups, k...] of `second` after `first`, one of which is pointwise."""
-    groups = math.gcd(first.groups, second.groups)
     w1, w2 = (
         regroup(first.weight, first.groups, groups),
         regroup(second.weight, second.groups, groups),
@@ -133,7 +134,8 @@ def _compose(first: Linear, second: Linear) -> tuple[Array, int]:
         product = np.einsum("gom,gmi...->goi...", a.reshape(*a.shape[:3]), b, optimize=True)
     else:
         product = np.einsum("gom...,gmi->goi...", a, b.reshape(*b.shape[:3]), optimize=True)
-    return product.reshape(-1, *product.shape[2:]), groups
+    composed: Array = product.reshape(-1, *product.shape[2:])
+    return composed
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,22 @@ def test_through_reshape_and_transpose(build, rewrite, rng, bias):
     assert r.ops == ["MatMul", "Add", "Transpose", "Reshape", "Reshape"]
 
 
+def test_through_a_concat_of_channels(build, rewrite, rng):
+    text = """
+    g (float[1,4,8,8] x) => (float[1,7,8,8] y) {
+      a = Conv<pads=[1,1,1,1]>(x, w)
+      b = Conv(x, v)
+      c = Concat<axis=1>(a, b)
+      y = BatchNormalization(c, gamma, beta, mean, var)
+    }"""
+    arrays = {"w": weights(rng, 4, 4, 3, 3), "v": weights(rng, 3, 4, 1, 1)}
+    r = rewrite(build(text, **arrays, **norm(rng, 7)), FoldBatchNorm())
+    assert r.ops == ["Conv", "Conv", "Concat"]
+    mixed = text.replace("Conv(x, v)", "Relu(x)").replace("[1,7", "[1,8")
+    r = rewrite(build(mixed, w=arrays["w"], **norm(rng, 8)), FoldBatchNorm())
+    assert r.count == 0
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_before_an_unpadded_conv(build, rewrite, rng, groups):
     text = f"""
