@@ -10,8 +10,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from effc.core.profiles import load_profile
-from effc.core.target import HardwareProfile
 from effc.targets import TargetRow, target_rows
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -37,25 +35,20 @@ def replaced(text: str, table: str) -> str:
 
 
 def targets_table() -> str:
-    """One line a target in Markdown, those that are proven further first."""
-    lines = ["| `--target` | device | backend | how far it is proven |", "|---|---|---|---|"]
-    rows = [(row, proof(row)) for row in target_rows()]
-    for row, proven in sorted(rows, key=lambda pair: -rank(pair[0])):
-        profile = None if row.name == "host" else load_profile(row.name)
-        lines.append(f"| {names(row)} | {title(row, profile)} | {row.backend} | {proven} |")
+    """One line for each backend and proof in Markdown, those that are proven further first."""
+    lines = ["| `--target` | backend | how far it is proven |", "|---|---|---|"]
+    groups: dict[tuple[str, str], list[str]] = {}
+    for row in sorted(target_rows(), key=lambda r: -(r.build + r.run + r.measure)):
+        groups.setdefault((row.backend, proof(row)), []).append(names(row))
+    lines += [
+        f"| {', '.join(g)} | {backend} | {proven} |" for (backend, proven), g in groups.items()
+    ]
     return "\n".join(lines)
 
 
 def names(row: TargetRow) -> str:
-    return ", ".join(f"`{name}`" for name in (row.name, *row.aliases))
-
-
-def title(row: TargetRow, profile: HardwareProfile | None) -> str:
-    return row.title if profile is not None else "the machine that effc runs on"
-
-
-def rank(row: TargetRow) -> int:
-    return row.build + row.run + row.measure
+    aliases = ", ".join(f"`{alias}`" for alias in row.aliases)
+    return f"`{row.name}` (also {aliases})" if aliases else f"`{row.name}`"
 
 
 def proof(row: TargetRow) -> str:
@@ -65,7 +58,7 @@ def proof(row: TargetRow) -> str:
         return "built and verified in an emulator by the tests"
     if row.build:
         return "builds; no device here has run it"
-    return "profile only: its backend can't build for it yet"
+    return "profile only (`effc inspect` estimates with it); not built yet"
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_its_model_frontend_pass_board_and_backend_build(
     )  # fmt: skip
     assert code == 0, built
     assert built["verdict"]["status"] == "passed"
-    assert (tmp_path / "b/model.onnxtxt").read_text().count("Relu") == 1
+    assert (tmp_path / "b/model.onnxtxt").read_text().count("= Relu (x)") == 1
 
 
 def test_its_backend_refuses_with_the_node(effc: Effc, example: Path, tmp_path: Path) -> None:
