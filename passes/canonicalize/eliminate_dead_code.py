@@ -21,7 +21,7 @@ class EliminateDeadCode(Pass):
 
     Subgraphs are cleaned too; what they read of an outer graph is alive. Graph inputs stay, whether
     read or not: they are the model's interface. Values that share a name are told apart again: only
-    inputs and outputs of the model keep theirs for certain.
+    inputs and outputs of the model keep theirs for certain. So are nodes (onnxruntime demands it).
     """
 
     id: ClassVar[str] = "eliminate-dead-code"
@@ -113,9 +113,19 @@ def _tell_apart(model: ir.Model) -> None:
             else:
                 taken.add(value.name)
     for value in dict.fromkeys(later):
-        base, n = value.name or "value", 1
-        while f"{base}_{n}" in taken:
-            n += 1
-        name = f"{base}_{n}"
-        taken.add(name)
-        value.name = name
+        value.name = _free(value.name or "value", taken)
+    called: set[str] = set()
+    for node in [n for g in graphs(model) for n in g]:
+        if node.name in called:
+            node.name = _free(node.name or "node", called)
+        elif node.name:
+            called.add(node.name)
+
+
+def _free(base: str, taken: set[str]) -> str:
+    n = 1
+    while f"{base}_{n}" in taken:
+        n += 1
+    name = f"{base}_{n}"
+    taken.add(name)
+    return name
