@@ -14,6 +14,7 @@ PASSES = Registry(
         # canonicalize
         "convert-opset": "effc.passes.canonicalize.convert_opset:ConvertOpset",
         "lift-constants": "effc.passes.canonicalize.lift_constants:LiftConstants",
+        "lower-sequences": "effc.passes.canonicalize.lower_sequences:LowerSequences",
         "fold-constants": "effc.passes.canonicalize.fold_constants:FoldConstants",
         "fold-shapes": "effc.passes.canonicalize.fold_shapes:FoldShapes",
         "remove-identity": "effc.passes.canonicalize.remove_identity:RemoveIdentity",
@@ -38,14 +39,14 @@ PASSES = Registry(
 )
 
 CANONICALIZE = (
-    "lift-constants,convert-opset,fold-shapes,remove-identity,simplify-layout-ops,fold-constants,"
+    "lift-constants,convert-opset,lower-sequences,fold-shapes,remove-identity,simplify-layout-ops,fold-constants,"
     "eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
 # what is recognized first can't be torn apart by folding its constants into a neighbour; attention
 # comes last, so that its scale has already gone into the query's projection where that is possible
 FUSE = (
     "recognize-activations,recognize-normalization,fold-pad,fold-batch-norm,fold-bias,merge-linear,"
-    "merge-parallel-branches,repeat,recognize-attention,eliminate-common-subexpressions,"
+    "merge-parallel-branches,simplify-layout-ops,repeat,recognize-attention,eliminate-common-subexpressions,"
     "eliminate-dead-code"
 )
 

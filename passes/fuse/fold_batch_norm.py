@@ -12,7 +12,7 @@ import onnx_ir as ir
 from effc.core.ir import Array, attr, is_op, replaceable, sole_use
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule, bypass
-from effc.passes.fuse.linear import Linear, find_linear
+from effc.passes.fuse.linear import Linear, find_linear, find_reader
 from effc.passes.fuse.rewriting import RewritePass, known, rank_of
 
 
@@ -23,9 +23,10 @@ class FoldBatchNorm(RewritePass):
     s = gamma / sqrt(var + eps), t = beta - s mean.
 
     Into Conv, ConvTranspose, Gemm and MatMul with constant weights, also through transposes and
-    reshapes that keep the channel axis and a Concat of channels. Behind the norm: only where the operator reads no padding
-    (padding is zero after the norm, not before it) or t = 0. Weights that others read too are copied.
-    Computed in float64, then rounded to the weight's type.
+    reshapes that keep the channel axis, a Concat of channels, and on the other side a mean over the
+    pixels. Behind the norm: only where the operator reads no padding (padding is zero after the
+    norm, not before it) or t = 0. Weights that others read too are copied. Computed in float64, then
+    rounded to the weight's type.
 
     Declines: training mode, computed parameters, an intermediate result that something else reads,
     var + eps <= 0 or any number that is not finite (also after rounding). A norm that nothing can
@@ -105,20 +106,16 @@ class _IntoConsumer:
     roots: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
 
     def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
-        reader = sole_use(node.outputs[0])
         x = node.inputs[0]
-        linear = Linear.read(reader)
-        if x is None or reader is None or linear is None or linear.node is not reader:
-            return None
         numbers = affine(node)
-        if numbers is None or reader.inputs[0] is not node.outputs[0]:
+        if x is None or numbers is None:
+            return None
+        found = find_reader(node.outputs[0], 1)
+        linear = Linear.read(found[0]) if found is not None else None
+        if found is None or linear is None or linear.node is not found[0]:
             return None
         scale, shift = numbers
-        # the norm's channels are on axis 1; a product sums over its last axis (Gemm: see transA)
-        matrix = rank_of(node.outputs[0]) == 2 and not attr(reader, "transA", 0)
-        if not linear.conv and not matrix:
-            return None
-        if linear.inputs != scale.size:
+        if found[1] != linear.input_axis or linear.inputs != scale.size:
             return None
         if shift.any():
             if not linear.shift_inputs_is_exact():

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from effc.core.ir import Array, attr, is_op, replaceable, sole_use
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule, bypass
-from effc.passes.fuse.linear import Linear, channel_vector, find_linear
+from effc.passes.fuse.linear import Linear, channel_vector, find_linear, find_reader
 from effc.passes.fuse.rewriting import (
     RewritePass,
     graph_of,
@@ -146,25 +146,23 @@ class _IntoConsumer:
     roots: ClassVar[frozenset[str]] = ARITHMETIC
 
     def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
-        reader = sole_use(node.outputs[0])
-        if not is_op(reader, "Conv", "ConvTranspose", "Gemm", "MatMul"):
-            return None
         affine = Affine.read(node)
         rank = rank_of(node.outputs[0])
-        assert reader is not None  # is_op refuses None
-        if affine is None or rank is None or reader.inputs[0] is not node.outputs[0]:
+        if affine is None or rank is None or rank_of(affine.value) != rank:
             return None
-        linear = Linear.read(reader)
-        if linear is None or affine.axis(rank_of(affine.value) or 0) == -1:
+        axis = affine.axis(rank)
+        if axis == -1 or (axis is not None and affine.value.shape != node.outputs[0].shape):
+            return None  # along several axes, or the constant broadcasts the value
+        if axis is None:
+            axis = self._channel_axis(node, rank)
+        found = find_reader(node.outputs[0], axis)
+        linear = Linear.read(found[0]) if found is not None else None
+        if found is None or linear is None or linear.node is not found[0]:
             return None
-        axis = 1 if linear.conv else rank - 1
-        if is_op(reader, "Gemm") and attr(reader, "transA", 0):
-            axis = 0
-        # a constant must not broadcast the value: its own shape decides, not that of the result
-        if (
-            rank_of(affine.value) != rank
-            or (vectors := affine.vectors(rank, axis, linear.inputs)) is None
-        ):
+        if found[1] != linear.input_axis:
+            return None
+        vectors = affine.vectors(rank, axis, linear.inputs)
+        if vectors is None:
             return None
         scale, shift = vectors
         if affine.shift.any():
@@ -177,6 +175,15 @@ class _IntoConsumer:
         value = node.inputs[affine.index]  # a MatMul that became a Gemm has a new result
         assert value is not None
         return (*bypass(node, value), *_around(linear.node))
+
+    def _channel_axis(self, node: ir.Node, rank: int) -> int:
+        """Which axis a scalar may be taken to lie on: that of the reader's channels."""
+        reader = sole_use(node.outputs[0])
+        if reader is not None and is_op(reader, "MatMul"):
+            return rank - 1
+        if reader is not None and is_op(reader, "Gemm") and attr(reader, "transA", 0):
+            return 0
+        return min(1, rank - 1)
 
 
 class _MatMulAddToGemm:

@@ -123,6 +123,15 @@ class Linear:
         return rank - 1 if rank is not None and rank > 0 else None
 
     @property
+    def input_axis(self) -> int | None:
+        """Which axis of x holds its channels, not negative; None when the rank is unknown."""
+        if self.conv:
+            return 1
+        if is_op(self.node, "Gemm"):
+            return 0 if attr(self.node, "transA", 0) else 1
+        return self.output_axis
+
+    @property
     def takes_bias(self) -> bool:
         """Whether a bias needs no operator of its own."""
         return (
@@ -315,6 +324,42 @@ def find_linear(value: ir.Value | None, axis: int | None) -> Linear | None:
                 return None
             return view
         value = node.inputs[0]
+    return None
+
+
+def find_reader(value: ir.Value, axis: int) -> tuple[ir.Node, int] | None:
+    """The convolution or product that alone reads `value` as its x, and where its channels then lie.
+
+    Walks down through Transpose, reshapes that keep `axis` whole, and means over other axes: an affine
+    function of the channels commutes with all of them.
+    """
+    while (node := sole_use(value)) is not None and node.inputs[0] is value:
+        if is_op(node, *PRODUCTS, *CONVOLUTIONS):
+            return node, axis
+        result = node.outputs[0]
+        before, after = shape_of(value), shape_of(result)
+        rank = rank_of(value)
+        if rank is None:
+            return None
+        if is_op(node, "Transpose"):
+            axis = attr(node, "perm", tuple(reversed(range(rank)))).index(axis)
+        elif is_op(node, "Reshape", "Flatten", "Squeeze", "Unsqueeze"):
+            found = _axis_before(after, before, axis)
+            if found is None:
+                return None
+            axis = found
+        elif is_op(node, "ReduceMean"):
+            axes = attr(node, "axes")
+            if len(node.inputs) > 1 and node.inputs[1] is not None:
+                held = const(node.inputs[1])
+                axes = None if held is None else tuple(int(a) for a in held)
+            if not axes or axis in (over := {a % rank for a in axes}):
+                return None
+            if not attr(node, "keepdims", 1):
+                axis -= sum(1 for a in over if a < axis)
+        elif not (is_op(node, "GlobalAveragePool") and axis == 1):
+            return None
+        value = result
     return None
 
 

@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import attr, is_op, shape_of, sole_use
+from effc.core.ir import add_const, attr, is_op, shape_of, sole_use
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule
 from effc.core.shapes import infer_node
 from effc.passes.fuse.expressions import inner, product
-from effc.passes.fuse.rewriting import RewritePass, graph_of, rank_of, substitute
+from effc.passes.fuse.rewriting import RewritePass, graph_of, rank_of, result_name, substitute
 
 HEADS_FIRST = (0, 2, 1, 3)  # [B, L, H, D] <-> [B, H, L, D]
 
@@ -107,7 +108,7 @@ def _scaled(value: ir.Value | None) -> tuple[float, ir.Value | None]:
     return (found.factor, found.values[0]) if len(found.values) == 1 else (1.0, value)
 
 
-def _untransposed(turned: ir.Value, root: ir.Node, opset: int) -> ir.Value | _Transposed | None:
+def _untransposed(turned: ir.Value, root: ir.Node, opset: int) -> ir.Value | _Replacement | None:
     """K, where `turned` is K with its last two axes swapped; or what makes it, at the same cost."""
     node = inner(turned, "Transpose", "Reshape")
     rank = rank_of(turned)
@@ -118,41 +119,52 @@ def _untransposed(turned: ir.Value, root: ir.Node, opset: int) -> ir.Value | _Tr
         perm = attr(node, "perm", tuple(reversed(range(rank))))
         if perm == swap:
             return node.inputs[0]
-        return _Transposed(node.inputs[0], (*perm[:-2], perm[-1], perm[-2]), root, opset)
+        return _Replacement(
+            node.inputs[0], "Transpose", (*perm[:-2], perm[-1], perm[-2]), root, opset
+        )
     # Reshape(Transpose(Reshape(K, [B H, S, D]), [0, 2, 1]), [B, H, D, S])
     flat = inner(node.inputs[0], "Transpose")
     before = inner(flat.inputs[0], "Reshape") if flat is not None else None
     if flat is None or before is None or attr(flat, "perm") != (0, 2, 1):
         return None
     k = before.inputs[0]
-    full, out = shape_of(k), shape_of(turned)
-    middle = shape_of(before.outputs[0])
-    if full is None or out is None or middle is None or len(full) != 4:
+    out, middle = shape_of(turned), shape_of(before.outputs[0])
+    if k is None or out is None or middle is None or len(out) != 4:
         return None
-    if out != (*full[:2], full[3], full[2]) or middle != (full[0] * full[1], *full[2:]):
+    full = (*out[:2], out[3], out[2])
+    if middle != (full[0] * full[1], *full[2:]):
         return None
-    return k
+    if shape_of(k) == full:
+        return k
+    return _Replacement(k, "Reshape", full, root, opset)  # in the place of the one before
 
 
 @dataclass(frozen=True)
-class _Transposed:
-    """A Transpose that takes the place of another one; made when called."""
+class _Replacement:
+    """A Transpose or Reshape that takes the place of another one; made when called."""
 
     source: ir.Value
-    perm: tuple[int, ...]
+    op: str
+    operand: tuple[int, ...]  # the permutation or the shape
     before: ir.Node
     opset: int
 
     def __call__(self) -> ir.Value:
-        new = ir.node("Transpose", [self.source], {"perm": list(self.perm)})
-        graph_of(self.before).insert_before(self.before, new)
+        graph = graph_of(self.before)
+        if self.op == "Transpose":
+            new = ir.node("Transpose", [self.source], {"perm": list(self.operand)})
+        else:
+            name = f"{result_name(self.before)}.shape"
+            shape = add_const(graph, name, np.array(self.operand, np.int64))
+            new = ir.node("Reshape", [self.source, shape])
+        graph.insert_before(self.before, new)
         infer_node(new, self.opset)
         return new.outputs[0]
 
 
 def _fits(
     q: ir.Value,
-    k: ir.Value | _Transposed,
+    k: ir.Value | _Replacement,
     v: ir.Value,
     turned: ir.Value,
     mask: ir.Value | None,

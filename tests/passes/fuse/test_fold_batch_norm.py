@@ -211,6 +211,19 @@ def test_before_a_gemm(build, rewrite, rng):
     assert r.ops == ["Gemm"]
 
 
+def test_before_the_mean_and_the_classifier(build, rewrite, rng):
+    text = """
+    g (float[2,4,5,5] x) => (float[2,6] y) {
+      a = Relu(x)
+      n = BatchNormalization(a, gamma, beta, mean, var)
+      m = GlobalAveragePool(n)
+      f = Flatten(m)
+      y = Gemm(f, w)
+    }"""
+    r = rewrite(build(text, w=weights(rng, 4, 6), **norm(rng, 4)), FoldBatchNorm())
+    assert r.ops == ["Relu", "GlobalAveragePool", "Flatten", "Gemm"]
+
+
 def test_before_a_padded_conv_only_a_pure_scale(build, rewrite, rng):
     text = """
     g (float[1,4,8,8] x) => (float[1,6,8,8] y) {

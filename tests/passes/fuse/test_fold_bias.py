@@ -181,6 +181,45 @@ def test_before_a_matmul(build, rewrite, rng):
     assert rewrite(model, FoldBias()).count == 0
 
 
+def test_declines_a_constant_that_makes_the_channels(build, rewrite, rng):
+    text = """
+    g (float[2,1,5,5] x, float[3,1] z) => (float[2,6,5,5] y, float[3,2] o) {
+      c = Mul(x, k)
+      y = Conv(c, w)
+      d = Mul(l, z)
+      o = MatMul(d, v)
+    }"""
+    arrays = {"k": numbers(rng, 4, 1, 1), "w": numbers(rng, 6, 4, 1, 1)}
+    arrays |= {"l": numbers(rng, 4), "v": numbers(rng, 4, 2)}
+    assert rewrite(build(text, **arrays), FoldBias()).count == 0
+
+
+@pytest.mark.parametrize(
+    "mean, shape",
+    [
+        ("m = GlobalAveragePool(c) f = Flatten(m)", "2,4,5,5"),
+        ("m = ReduceMean(c, axes) f = Flatten(m)", "2,4,5,5"),
+        ("f = ReduceMean<keepdims=0>(c, axes)", "2,4,5,5"),
+        ("t = Transpose<perm=[0,2,3,1]>(c) f = ReduceMean<keepdims=0>(t, last)", "2,4,5,5"),
+    ],
+)
+def test_through_a_mean_into_the_classifier(build, rewrite, rng, mean, shape):
+    text = f"""
+    g (float[{shape}] x) => (float[2,3] y) {{
+      a = Relu(x)
+      b = Mul(a, k)
+      c = Add(b, t0)
+      {mean}
+      y = Gemm<transB=1>(f, w, b0)
+    }}"""
+    arrays = {"k": numbers(rng, 4, 1, 1), "t0": numbers(rng, 4, 1, 1), "w": numbers(rng, 3, 4)}
+    arrays |= {"b0": numbers(rng, 3)}
+    arrays |= {"axes": np.array([2, 3])} if "axes" in mean else {}
+    arrays |= {"last": np.array([1, 2])} if "last" in mean else {}
+    r = rewrite(build(text, **arrays), FoldBias())
+    assert "Mul" not in r.ops and "Add" not in r.ops
+
+
 def test_shared_weights_and_constants(build, rewrite, rng):
     text = """
     g (float[1,4,6,6] x) => (float[1,4,6,6] y, float[1,4,6,6] z) {
