@@ -14,7 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from effc.core.errors import FrontendError
-from effc.core.measure import Array, Feeds, Measurement, Runner
+from effc.core.measure import Array, Feeds, LayerTime, Measurement, Runner
+from effc.core.ortprofile import profile_nodes
 
 # over protobuf's 2 GB limit a model must go through files
 _IN_MEMORY_BYTES = 1 << 30
@@ -34,6 +35,18 @@ class OnnxRuntimeRunner(Runner):
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Self:
+        try:
+            self._session = ort.InferenceSession(
+                self._source(), self._options(), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises a type of its own for every status code
+            raise FrontendError(
+                f"onnxruntime can't run the model: {first_line(error)}",
+                hint="goldens come from onnxruntime: the model must run there",
+            ) from error
+        return self
+
+    def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = self.threads
@@ -42,16 +55,7 @@ class OnnxRuntimeRunner(Runner):
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL
         )
-        try:
-            self._session = ort.InferenceSession(
-                self._source(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises a type of its own for every status code
-            raise FrontendError(
-                f"onnxruntime can't run the model: {first_line(error)}",
-                hint="goldens come from onnxruntime: the model must run there",
-            ) from error
-        return self
+        return options
 
     def _source(self) -> str | bytes:
         if isinstance(self.model, Path):
@@ -61,6 +65,8 @@ class OnnxRuntimeRunner(Runner):
         )
         if size < _IN_MEMORY_BYTES:
             return bytes(ir.to_proto(self.model).SerializeToString())
+        if self._folder is not None:
+            return str(Path(self._folder.name) / "model.onnx")
         self._folder = tempfile.TemporaryDirectory(prefix="effc-")
         path = Path(self._folder.name) / "model.onnx"
         ir.save(self.model, path, external_data="model.data")
@@ -99,6 +105,10 @@ class OnnxRuntimeRunner(Runner):
             self.session.run(None, dict(feeds))
             seconds.append(time.perf_counter() - start)
         return Measurement("device", "host", self.name, self.threads, tuple(seconds))
+
+    def layers(self, feeds: Feeds, repeats: int) -> list[LayerTime]:
+        """By onnxruntime's profiler, in a session of its own."""
+        return profile_nodes(self._source(), self._options(), feeds, repeats)
 
 
 def record_goldens(model: ir.Model, samples: Sequence[Feeds]) -> list[dict[str, Array]]:

@@ -9,10 +9,14 @@ import onnx_ir as ir
 from effc.core.artifact import TensorSpec
 from effc.core.errors import ConfigError
 from effc.core.ir import shape_of
+from effc.core.preprocess import guess_layout
 
 
 def static_specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
-    """Name, numpy dtype and shape of each value; ConfigError where a shape is dynamic."""
+    """Name, numpy dtype and shape of each value; ConfigError where a shape is dynamic.
+
+    The layout of an input is stated where its shape is a picture's.
+    """
     specs = []
     for v in values:
         shape = shape_of(v)
@@ -21,5 +25,6 @@ def static_specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
                 f"{v.name!r} has the dynamic shape {v.shape}: an artifact has static shapes",
                 hint=f"fix it with --shape INPUT=1,3,224,224 (it depends on {v.name!r})",
             )
-        specs.append(TensorSpec(str(v.name), v.dtype.numpy().name, shape))
+        layout = guess_layout(shape) if v.is_graph_input() else ""
+        specs.append(TensorSpec(str(v.name), v.dtype.numpy().name, shape, layout))
     return tuple(specs)

@@ -39,8 +39,11 @@ class Output:
             self._write(document)
         else:
             console = terminal()
-            for part in shown:
-                console.print(part)
+            with console.capture() as captured:
+                for part in shown:
+                    console.print(part)
+            lines = captured.get().splitlines()
+            click.echo("\n".join(line.rstrip() for line in lines))
 
     def error(self, error: EffcError) -> None:
         """One line with the reason, one with the remedy; every problem of an unsupported model."""

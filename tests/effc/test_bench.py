@@ -108,3 +108,11 @@ def test_artifact_is_checked_before_it_runs(built: BuildResult, tmp_path: Path) 
     (place / "model.onnx").write_bytes(b"evil")
     with pytest.raises(ConfigError, match="SHA-256"), open_artifact(place):
         pass
+
+
+def test_layers_of_onnxruntime(command: Any) -> None:
+    code, found = command("bench", "zoo:tiny-resnet", "--layers", *QUICK)
+    (layers,) = found["layers"].values()
+    assert code == 0 and len(layers) > 5
+    assert all(x["seconds"] >= 0 and x["name"] for x in layers)
+    assert any("Conv" in x["template"] for x in layers)
