@@ -16,8 +16,14 @@ from tvm import tirx
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.conv import ConvSpec, conv2d, pack_conv2d
+from effc.backends.tvm.kernels.conv_transpose import (
+    ConvTransposeSpec,
+    conv_transpose,
+    pack_conv_transpose,
+)
 from effc.backends.tvm.kernels.epilogue import Epilogue
 from effc.backends.tvm.kernels.gemm import GemmSpec, MatmulSpec, gemm, matmul, pack_gemm
+from effc.backends.tvm.kernels.pool import PoolSpec, pool
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.ops import all as _all_ops  # noqa: F401  registers the rules
 from effc.backends.tvm.ops.contract import (
@@ -82,7 +88,7 @@ def find_anchor(node: OpNode) -> Anchor | None:
     if entry is None:
         return None
     return Anchor(
-        node.op_type.lower(),
+        entry.template or node.op_type.lower(),
         operands(node),
         lambda n, isa: entry.wants(n, isa.lanes),
         lambda n, name, isa, epilogue: entry.build(n, name, isa, epilogue),
@@ -165,6 +171,88 @@ def _conv(node: OpNode) -> Anchor:
         lambda n, name, isa, epilogue: conv2d(_conv_spec(n), name, isa, epilogue),
         weights=(1, 2),
         pack=pack,
+    )
+
+
+@finder("ConvTranspose")
+def _conv_transpose(node: OpNode) -> Anchor:
+    _float32(node)
+    node.required(1, "the weight")
+    node.const(2, "the bias")
+
+    def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
+        bias = np.asarray(node.constants[2]) if node.has(2) else None
+        weight = np.asarray(node.constants[1])
+        return pack_conv_transpose(_conv_transpose_spec(node), isa, weight, bias)
+
+    return Anchor(
+        "conv_transpose",
+        (0,),
+        lambda n, isa: Wanted((_blocked(n.input(0).shape, isa),), (Layout(isa.lanes),)),
+        lambda n, name, isa, epilogue: conv_transpose(_conv_transpose_spec(n), name, isa, epilogue),
+        weights=(1, 2),
+        pack=pack,
+    )
+
+
+def _conv_transpose_spec(node: OpNode) -> ConvTransposeSpec:
+    """Pads follow from the output's shape where auto_pad or output_shape leaves them open."""
+    kernel = tuple(node.input(1).shape[2:])
+    rank = len(kernel)
+    strides = tuple(node.attr("strides", (1,) * rank))
+    dilations = tuple(node.attr("dilations", (1,) * rank))
+    pads = tuple(node.attr("pads", (0,) * 2 * rank))
+    auto = node.attr("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER") or node.attr("output_shape") is not None:
+        extra = node.attr("output_padding", (0,) * rank)
+        begins, ends = [], []
+        for i in range(rank):
+            full = (node.input(0).shape[2 + i] - 1) * strides[i] + dilations[i] * (kernel[i] - 1)
+            total = full + 1 + extra[i] - node.outputs[0].shape[2 + i]
+            half, rest = total // 2, total - total // 2
+            begins.append(half if auto == "SAME_UPPER" else rest)
+            ends.append(rest if auto == "SAME_UPPER" else half)
+        pads = (*begins, *ends)
+    elif auto == "VALID":
+        pads = (0,) * 2 * rank
+    return ConvTransposeSpec(
+        input=node.input(0),
+        output=node.outputs[0],
+        kernel=kernel,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        groups=node.attr("group", 1),
+        bias=node.has(2),
+    )
+
+
+@finder("MaxPool", "AveragePool")
+def _pool(node: OpNode) -> Anchor:
+    _float32(node)
+    if len(node.outputs) > 1:
+        raise Refused("its indices are read", "use MaxPool without the output Indices")
+
+    def spec(node: OpNode) -> PoolSpec:
+        kernel = tuple(node.attr("kernel_shape"))
+        strides = tuple(node.attr("strides", (1,) * len(kernel)))
+        dilations = tuple(node.attr("dilations", (1,) * len(kernel)))
+        return PoolSpec(
+            input=node.input(0),
+            output=node.outputs[0],
+            kernel=kernel,
+            strides=strides,
+            pads=conv_pads(node, kernel, strides, dilations),
+            dilations=dilations,
+            average=node.op_type == "AveragePool",
+            count_include_pad=bool(node.attr("count_include_pad", 0)),
+        )
+
+    return Anchor(
+        node.op_type.lower(),
+        (0,),
+        lambda n, isa: Wanted((Layout(isa.lanes),), (Layout(isa.lanes),)),
+        lambda n, name, isa, epilogue: pool(spec(n), name, isa, epilogue),
     )
 
 
