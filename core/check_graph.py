@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from effc.core.check_ops import quoted, where
+from effc.core.check_ops import check_op, quoted, where
 from effc.core.errors import FrontendError
 
 MAX_ELEMENTS = (1 << 31) - 1  # of one tensor: indices are 32-bit in every backend
@@ -87,6 +87,20 @@ def _check_shape(value: ir.Value, name: str) -> None:
         f"{name} of shape {value.shape} has over 2^31 elements",
         hint="no backend can index it; check the shape, or choose a smaller one with --shape",
     )
+
+
+def check_shapes(model: ir.Model) -> None:
+    """Raise FrontendError where known shapes contradict an operator, or can't be.
+
+    The shape inference of onnx lets some of these pass: a convolution whose weight is for other
+    channels, a window larger than its picture, operands that can't be broadcast. Subgraphs are left
+    out: a branch that is never taken may well be impossible.
+    """
+    for node in model.graph:
+        for value in node.outputs:
+            if value.shape is not None and not _plausible(value.shape):
+                _check_shape(value, f"the output {quoted(value.name)} of {where(node)}")
+        check_op(node, "")
 
 
 def check_definitions(scope: Scope) -> None:

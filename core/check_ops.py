@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import zip_longest
 
 import numpy as np
 import onnx_ir as ir
@@ -173,6 +174,24 @@ def _constant_of_shape(node: ir.Node) -> str:
     return ""
 
 
+def _broadcast(node: ir.Node) -> str:
+    if "broadcast" in node.attributes:  # before opset 7 it had an axis
+        return ""
+    shapes = [v.shape for v in node.inputs if v is not None]
+    known = [s for s in shapes if s is not None]
+    if len(known) != len(shapes) or len({tuple(s) for s in known}) < 2:
+        return ""
+    for sizes in zip_longest(*(reversed(tuple(s)) for s in known), fillvalue=1):
+        # a symbolic size may turn out to be 1
+        if len({d for d in sizes if isinstance(d, int) and d != 1}) > 1:
+            return f"combines the shapes {' and '.join(map(str, known))}, which can't be broadcast"
+    return ""
+
+
+_ELEMENTWISE = (
+    "Add Sub Mul Div Pow Mod And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual Min Max Mean Sum "
+    "Where BitwiseAnd BitwiseOr BitwiseXor"
+).split()
 _RULES: dict[str, Callable[[ir.Node], str]] = {
     "Conv": _conv,
     "ConvTranspose": _conv,
@@ -183,4 +202,5 @@ _RULES: dict[str, Callable[[ir.Node], str]] = {
     "Gemm": _gemm,
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
+    **dict.fromkeys(_ELEMENTWISE, _broadcast),
 }

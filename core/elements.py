@@ -219,6 +219,8 @@ def _squeeze(node: ir.Node, known: Elements) -> Known | None:
 
 
 def _reshape(node: ir.Node, known: Elements) -> Known | None:
+    if len(node.inputs) < 2:  # before opset 5 the shape was an attribute
+        return None
     data, target = known.of(node.inputs[0]), known.of(node.inputs[1])
     if data is None or target is None or target.ints is None or len(target.ints) > 1:
         return None

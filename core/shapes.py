@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from effc.core.check_graph import check_shapes
 from effc.core.elements import Elements, extents, reshape_target
 from effc.core.errors import ConfigError, FrontendError
 from effc.core.ir import graphs, shape_of
@@ -70,6 +71,7 @@ def infer_shapes(model: ir.Model) -> None:
         ) from error
     _copy(inferred.graph, model.graph, names)
     _propagate(model)
+    check_shapes(model)
 
 
 def _propagate(model: ir.Model) -> None:
