@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -59,6 +59,12 @@ _X86_LEVELS = (  # name, lanes, registers, what it needs, fma
 
 def isa_of(profile: HardwareProfile) -> Isa:
     """The instruction set that code for `profile` may use. ConfigError where there is none here."""
+    isa = _registers(profile)
+    sizes = {m.name: int(m.bytes.value) // m.shared_by for m in profile.memories}
+    return replace(isa, l1=sizes.get("L1d", isa.l1), l2=sizes.get("L2", isa.l2))
+
+
+def _registers(profile: HardwareProfile) -> Isa:
     arch = profile.triple.partition("-")[0]
     features = set(profile.features)
     if arch in ("x86_64", "amd64"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from effc.backends.tvm.isa import Isa
 
 STREAM = 24.0  # bytes a cycle that the second-level cache delivers while FMAs run
+FAR = 12.0  # and what comes from beyond it
 LATENCY = 4.0  # cycles of an FMA
 
 
@@ -67,11 +68,19 @@ def tile_cycles(isa: Isa, pixels: int, blocks: int, steps: int) -> float:
 
 
 def choose(
-    isa: Isa, counts: dict[int, int], blocks: int, steps: int, *, most: int | None = None
+    isa: Isa,
+    counts: dict[int, int],
+    blocks: int,
+    steps: int,
+    *,
+    most: int | None = None,
+    reread: int = 0,
 ) -> tuple[int, int]:
     """The widest tile and the number of chunks that cost least.
 
     `counts[n]` is the number of runs of n adjacent output positions; a run is cut into even tiles.
+    `most` bounds the blocks of a chunk; `reread` bytes come from beyond the second-level cache for
+    every chunk.
     """
     best: tuple[float, int, int] | None = None
     for parts in range(1, blocks + 1):
@@ -81,7 +90,7 @@ def choose(
         for width in range(1, isa.registers):
             if not fits(isa, width, chunks[0]):
                 break
-            cycles = 0.0
+            cycles = parts * reread / FAR
             for length, times in counts.items():
                 tiles = even(length, -(-length // width))
                 for t in set(tiles):

@@ -95,6 +95,13 @@ class Direct:
     groups: int
     bias: bool
 
+    def __post_init__(self) -> None:
+        for tensor in (self.input, self.output):
+            if tensor.layout.block not in (0, self.isa.lanes):
+                raise ValueError(
+                    f"blocks of {tensor.layout.block} channels on vectors of {self.isa.lanes} lanes"
+                )
+
     # Where the tensors lie; a matrix product differs from a convolution only here.
 
     @cached_property
@@ -190,7 +197,17 @@ class Direct:
         rows = math.prod(a.count for a in outer)
         steps = self.channels * math.prod(len(a.taps) for a in axes)
         most = None if self.native else 1
-        width, parts = choose(self.isa, {inner.count: 1}, self.blocks, steps, most=most)
+        weights = self.split * self.blocks * self.lanes * steps * 4
+        pixels = self.input.bytes // self.input.shape[0]
+        large = min(weights, pixels) > self.isa.l2 // 2
+        width, parts = choose(
+            self.isa,
+            {inner.count: rows},
+            self.blocks,
+            steps,
+            most=most,
+            reread=pixels if large else 0,
+        )
         tiles = tile_axis(inner, width)
         dynamic = len(tiles) > VARIANTS
         if dynamic:
@@ -200,8 +217,6 @@ class Direct:
         chunks = chunk_runs(self.blocks, parts, self.lanes, last)
         number = sum(t.tiles for t in tiles)
         chunk_bytes = chunks[0].width * self.lanes * steps * 4
-        weights = self.split * self.blocks * self.lanes * steps * 4
-        pixels = self.input.bytes // self.input.shape[0]
         stationary = not (
             weights <= self.isa.l1 // 2
             or (weights <= self.isa.l2 // 2 and pixels > self.isa.l2 // 2)
@@ -506,8 +521,11 @@ class _Emit:
         s_c = d.source.channel
         s_p = inner.stride * d.source.spatial[-1]
         size = sum(valid) * ctx.run.width
+        # Taps that stand one behind the other must stay loops: LLVM would keep the values that they
+        # share in registers, and spill.
+        most = channels if all(all(v) for v in ctx.tile.valid) or channels < 4 else channels // 2
         unroll = max(
-            u for u in range(1, channels + 1) if channels % u == 0 and u * size <= BODY or u == 1
+            u for u in range(1, most + 1) if channels % u == 0 and u * size <= BODY or u == 1
         )
         xv, wv = tirx.Var("xi", "int32"), tirx.Var("wi", "int32")
 
