@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -101,3 +102,18 @@ def test_the_wheel_imports_and_finds_its_data(wheel: Path, tmp_path: Path) -> No
     *files, name = done.stdout.split()
     assert name == "jetson-orin-nano"
     assert all(Path(f).is_relative_to(installed) for f in files), files
+
+
+def test_the_installer_knows_every_extra(root: Path, project: dict[str, Any]) -> None:
+    """`all` is the sum of the others, and what would drag in torchvision is installed by itself."""
+    spec = importlib.util.spec_from_file_location("bootstrap", root / "tools/lib/bootstrap.py")
+    assert spec is not None and spec.loader is not None
+    bootstrap = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bootstrap)
+    extras = project["project"]["optional-dependencies"]
+    assert set(extras) == {"tvm", "tensorrt", "coreml", "torch", "all", "dev"}
+    parts = {r for e in ("tvm", "tensorrt", "coreml", "torch") for r in extras[e]}
+    assert set(bootstrap.expand(extras, "all")) == parts
+    ((together, _), (alone, options)) = bootstrap.steps(project, ["torch"])
+    assert "torch==2.13.0" in together and not [r for r in together if "timm" in r]
+    assert alone == ["timm==1.0.31"] and options == ["--no-deps"]
