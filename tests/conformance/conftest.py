@@ -11,8 +11,8 @@ import pytest
 
 # in the default run; together they hold most of what the others do
 QUICK = frozenset(
-    "resnet18 mobilenetv3_small_100 repvgg_a0 regnety_002 mobilevit_xxs deit_tiny_patch16_224 "
-    "efficientvit_m0 lcnet_050".split()
+    "mobilenetv1_100 mobilenetv3_small_100 mobilenetv4_conv_small repvgg_a0 efficientvit_b0 "
+    "deit_tiny_patch16_224 levit_128s poolformer_s12".split()
 )
 
 

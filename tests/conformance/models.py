@@ -97,7 +97,6 @@ FIXED_SIZE = (
 CASES = (
     Case("resnet18"),
     Case("resnext26ts", optimize=True),
-    Case("wide_resnet50_2", 32),
     Case("seresnet18", optimize=True),
     Case("resnetv2_50", 32),
     Case("res2net50_26w_4s", 32),
@@ -107,7 +106,7 @@ CASES = (
     Case("densenet121", 32),
     Case("dla34", 64),
     Case("dpn48b", 64, optimize=True),
-    Case("vgg11_bn", 32),
+    Case("gernet_s", 64),
     Case("mobilenetv1_100"),
     Case("mobilenetv2_100"),
     Case("mobilenetv3_small_100", optimize=True),
@@ -155,6 +154,5 @@ CASES = (
     Case("poolformer_s12", 64),
     Case("pvt_v2_b0", 64),
     Case("mixer_s32_224", 64, optimize=True),
-    Case("coat_tiny", 64),
     Case("starnet_s1", 64),
 )

@@ -24,7 +24,7 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
 def two_convs(build, first: str, second: str, w1, w2, bias: bool = True):
     b = ", b1" if bias else ""
     text = f"""
-    g (float[1,4,12,13] x) => (float[N,C,H,W] y) {{
+    g (float[1,4,16,17] x) => (float[N,C,H,W] y) {{
       h = Conv{first}(x, w1{b})
       y = Conv{second}(h, w2, b2)
     }}"""
@@ -79,7 +79,7 @@ def test_declines(build, rewrite, first, second, w1, w2):
 
 def test_declines_an_activation_between(build, rewrite):
     text = """
-    g (float[1,4,12,13] x) => (float[N,C,H,W] y) {
+    g (float[1,4,16,17] x) => (float[N,C,H,W] y) {
       h = Conv(x, w1) a = Relu(h) y = Conv(a, w2)
     }"""
     m = build(text, w1=numbers(1, 8, 4, 1, 1), w2=numbers(2, 4, 8, 1, 1))
