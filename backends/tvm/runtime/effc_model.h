@@ -9,6 +9,7 @@
  *
  * An instance serves one caller at a time; any number of instances may run side by side. Buffers need the
  * alignment of their elements only; inputs and outputs must not overlap. Invoking allocates nothing.
+ * Subnormal numbers count as zero inside the model; the caller's floating-point mode is left as it was.
  */
 #ifndef EFFC_MODEL_H
 #define EFFC_MODEL_H
