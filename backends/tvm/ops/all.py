@@ -3,6 +3,7 @@
 from effc.backends.tvm.ops import (
     binary,
     convert,
+    fallback,
     movement,
     normalize,
     reduce,
@@ -15,6 +16,7 @@ from effc.backends.tvm.ops import (
 __all__ = [
     "binary",
     "convert",
+    "fallback",
     "movement",
     "normalize",
     "reduce",

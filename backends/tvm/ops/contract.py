@@ -136,6 +136,7 @@ class KernelEntry:
     static: tuple[int, ...]
     fuses: bool
     wants: Callable[[OpNode, int], Wanted]
+    template: str = ""  # what the report calls it; "": the operator
 
 
 RULES: dict[str, RuleEntry] = {}
@@ -182,12 +183,15 @@ def kernel(
     static: Sequence[int] = (),
     fuses: bool = False,
     wants: Callable[[OpNode, int], Wanted] = all_plain,
+    template: str = "",
 ) -> Callable[[KernelBuilder], KernelBuilder]:
     """Register a kernel builder for these operators."""
 
     def register(build: KernelBuilder) -> KernelBuilder:
         for op_type in op_types:
-            KERNELS[op_type] = KernelEntry(build, tuple(static), fuses, wants)
+            KERNELS[op_type] = KernelEntry(
+                build, tuple(static), fuses, wants, template.format(op=op_type)
+            )
         return build
 
     return register
