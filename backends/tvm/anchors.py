@@ -156,9 +156,12 @@ def _conv(node: OpNode) -> Anchor:
 
     def wants(node: OpNode, isa: Isa) -> Wanted:
         out = Layout(isa.lanes)
-        if depthwise or groups > 1:
+        if depthwise:
             return Wanted((out,), (out,))
-        return Wanted((_blocked(node.input(0).shape, isa),), (out,))
+        # a quarter of a block would be mostly padding, and somebody would have to unpack it
+        few = node.outputs[0].shape[1] * 4 <= isa.lanes
+        source = out if groups > 1 else _blocked(node.input(0).shape, isa)
+        return Wanted((source,), (PLAIN if few else out,))
 
     def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
         bias = np.asarray(node.constants[2]) if node.has(2) else None
