@@ -39,6 +39,7 @@ class Linear:
     groups: int
     dtype: np.dtype[np.generic]
     add: ir.Node | None = None  # the Add behind a MatMul that holds its bias
+    stored: tuple[Array, Array | None] | None = None  # weight and bias as they will be written
 
     @classmethod
     def read(cls, node: ir.Node | None) -> Self | None:
@@ -188,10 +189,13 @@ class Linear:
         return table.reshape(*table.shape, *[1] * (self.weight.ndim - 2))
 
     def fits(self) -> bool:
-        """Whether `commit` would succeed."""
-        return cast(self.weight, self.dtype) is not None and (
-            self.bias is None or cast(self.bias, self.dtype) is not None
-        )
+        """Whether `commit` would succeed; nothing may change in between."""
+        weight = cast(self.weight, self.dtype)
+        bias = None if self.bias is None else cast(self.bias, self.dtype)
+        if weight is None or (self.bias is not None and bias is None):
+            return False
+        self.stored = weight, bias
+        return True
 
     def commit(self) -> bool:
         """Write weight and bias back, cast to the weight's type; False (and no change) on overflow.
@@ -199,10 +203,10 @@ class Linear:
         A MatMul that gets its first bias becomes a Gemm where its input is a matrix, and gets an Add
         behind it elsewhere: never a Reshape-Gemm-Reshape.
         """
-        weight = cast(self.weight, self.dtype)
-        bias = None if self.bias is None else cast(self.bias, self.dtype)
-        if weight is None or (self.bias is not None and bias is None):
+        if self.stored is None and not self.fits():
             return False
+        assert self.stored is not None  # fits() stored it
+        weight, bias = self.stored
         node, name = self.node, result_name(self.node)
         if is_op(node, "Gemm"):
             if attr(node, "transB", 0):
@@ -265,7 +269,7 @@ def cast(array: Array, dtype: np.dtype[np.generic]) -> Array | None:
     """`array` in `dtype`, or None where a finite number would overflow or a number is not finite."""
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
-    return result if bool(np.isfinite(result.astype(np.float64)).all()) else None
+    return result if bool(np.isfinite(result).all()) else None
 
 
 def _at(vector: Array, ndim: int, axis: int) -> Array:
