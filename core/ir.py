@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -166,3 +168,15 @@ def subgraphs(node: ir.Node) -> list[ir.Graph]:
 def elements(shape: tuple[int, ...]) -> int:
     """The number of elements of a static shape."""
     return math.prod(shape)
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A graph is millions of objects that live on: looking through them again and again took a third."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

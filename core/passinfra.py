@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import onnx_ir as ir
 
 from effc.core.errors import ConfigError, EffcError, PassError
+from effc.core.ir import no_garbage_collection
 
 if TYPE_CHECKING:
     from effc.core.data import Samples
@@ -128,6 +129,12 @@ class Pipeline:
 
         An error of a pass is a PassError that names it.
         """
+        with no_garbage_collection():
+            return self._run(model, ctx, instruments)
+
+    def _run(
+        self, model: ir.Model, ctx: PassContext, instruments: Sequence[Instrument]
+    ) -> tuple[PassRecord, ...]:
         records: list[PassRecord] = []
         first, at, round_, changed = 0, 0, 1, False
         while at < len(self.passes):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from effc.core.check_graph import check_shapes
 from effc.core.elements import Elements, extents, reshape_target
 from effc.core.errors import ConfigError, FrontendError
-from effc.core.ir import graphs, shape_of
+from effc.core.ir import graphs, no_garbage_collection, shape_of
 
 # Larger constants travel to the inference as types only: it reads values only of shapes, axes and
 # indices (integers), and of the scales of Resize and the limits of Range (a few floats).
@@ -44,6 +45,7 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
         value.shape = ir.Shape(shape)
 
 
+@no_garbage_collection()
 def infer_shapes(model: ir.Model) -> None:
     """Infer shape and type of every value by the ONNX schemas, in place; a contradiction raises.
 
@@ -100,6 +102,8 @@ def infer_node(node: ir.Node, opset: int, elements: Elements | None = None) -> b
     """
     if node.domain != "" or not onnx.defs.has(node.op_type, ""):
         return False
+    if node.op_type in _ELEMENTWISE and (quick := _broadcast(node)) is not None:
+        return quick
     proto = onnx.NodeProto(op_type=node.op_type, name=node.name or "")
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
@@ -145,6 +149,44 @@ def infer_node(node: ir.Node, opset: int, elements: Elements | None = None) -> b
     if elements is not None and node.op_type in ("Expand", "ConstantOfShape"):
         learnt |= _fill(node, elements)
     return learnt
+
+
+# one output of the type and shape of the first input, or of all inputs broadcast together: most of a graph
+_LIKE_FIRST = frozenset(
+    {
+        *(
+            "Relu",
+            "LeakyRelu",
+            "Sigmoid",
+            "Tanh",
+            "Clip",
+            "HardSwish",
+            "HardSigmoid",
+            "Elu",
+            "Gelu",
+        ),
+        *("Exp", "Sqrt", "Abs", "Neg", "Erf", "Identity", "BatchNormalization", "Softmax", "PRelu"),
+    }
+)
+_ELEMENTWISE = _LIKE_FIRST | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"}
+
+
+def _broadcast(node: ir.Node) -> bool | None:
+    """`infer_node` where types are known already and the inputs are static; None where they are not."""
+    output = node.outputs[0]
+    used = node.inputs[:1] if node.op_type in _LIKE_FIRST else node.inputs
+    shapes = [shape_of(v) for v in used]
+    if output.type is None or len(node.outputs) != 1:
+        return None
+    known = [s for s in shapes if s is not None]
+    if not known or len(known) < len(shapes):
+        return None
+    try:
+        shape = np.broadcast_shapes(*known)
+    except ValueError:
+        return None  # onnx says it better
+    output.shape = ir.Shape(shape)
+    return True
 
 
 def _fill(node: ir.Node, elements: Elements) -> bool:

@@ -67,10 +67,10 @@ def test_random_stays() -> None:
 @pytest.mark.parametrize(
     "bomb",
     [
-        "s = Constant<value_ints = [100000, 100000]>() b = ConstantOfShape(s)",
-        "o = Constant<value_floats = [1.0]>() s = Constant<value_ints = [100000, 100000]>() b = Expand(o, s)",
-        "o = Constant<value_floats = [1.0]>() s = Constant<value_ints = [10000000000]>() b = Tile(o, s)",
-        "z = Constant<value_int = 0>() n = Constant<value_int = 10000000000>() i = Constant<value_int = 1>() "
+        "s = Constant<value_ints = [40000, 40000]>() b = ConstantOfShape(s)",
+        "o = Constant<value_floats = [1.0]>() s = Constant<value_ints = [40000, 40000]>() b = Expand(o, s)",
+        "o = Constant<value_floats = [1.0]>() s = Constant<value_ints = [2000000000]>() b = Tile(o, s)",
+        "z = Constant<value_int = 0>() n = Constant<value_int = 2000000000>() i = Constant<value_int = 1>() "
         "r = Range(z, n, i) b = Cast<to = 1>(r)",
         "s = Constant<value_ints = [600, 1000]>() b = ConstantOfShape(s)",
     ],
@@ -89,8 +89,8 @@ def test_bombs_are_not_touched(bomb: str) -> None:
 
 def test_a_thousand_bombs_share_one_budget() -> None:
     body = "s = Constant<value_ints = [250, 250]>() a0 = ConstantOfShape(s)"
-    body += "".join(f" b{i} = Exp(a{i}) a{i + 1} = Concat<axis = 0>(a{i}, b{i})" for i in range(40))
-    model = ir.from_onnx_text(graph(f"{body} m = ReduceMax<keepdims = 0>(a40) y = Mul(x, m)"))
+    body += "".join(f" b{i} = Exp(a{i}) a{i + 1} = Concat<axis = 0>(a{i}, b{i})" for i in range(14))
+    model = ir.from_onnx_text(graph(f"{body} m = ReduceMax<keepdims = 0>(a14) y = Mul(x, m)"))
     start = time.perf_counter()
     passes.parse(passes.CANONICALIZE).run(model, PassContext())
     assert time.perf_counter() - start < 20
