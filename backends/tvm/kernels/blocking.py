@@ -45,8 +45,13 @@ def chunk_runs(blocks: int, parts: int, lanes: int, last_valid: int) -> tuple[Ru
 
 
 def fits(isa: Isa, pixels: int, blocks: int) -> bool:
-    """Whether accumulators, weights and one broadcast value stay in registers."""
-    return pixels * blocks + blocks + 1 <= isa.registers - 1
+    """Whether accumulators, weights and input values stay in registers.
+
+    x86 broadcasts one input value at a time; NEON multiplies by an element of a vector, and LLVM then
+    keeps a vector of input channels for each pixel.
+    """
+    inputs = pixels if isa.name == "neon" else 1
+    return pixels * blocks + blocks + inputs <= isa.registers - 1
 
 
 def step_cycles(isa: Isa, pixels: int, blocks: int, *, streamed: bool) -> float:

@@ -354,7 +354,7 @@ class _Emit:
         walk.append(("segment", phase.segments))
         order = [*what, *where, *walk] if phase.stationary else [*what, *walk, *where]
         binds: list[Stmt] = []
-        value = decode(task, order, binds)
+        value = {**decode(task, order, binds), "zero": bound(binds, "zero", (task >> 31) & 1023)}
         branches = []
         for run in phase.chunks:
             branches.append((run, self._chunk(phase, run, value, weights)))
@@ -521,9 +521,8 @@ class _Emit:
         s_c = d.source.channel
         s_p = inner.stride * d.source.spatial[-1]
         size = sum(valid) * ctx.run.width
-        # Taps that stand one behind the other must stay loops: LLVM would keep the values that they
-        # share in registers, and spill.
-        most = channels if all(all(v) for v in ctx.tile.valid) or channels < 4 else channels // 2
+        inside = all(all(v) for v in ctx.tile.valid)
+        most = channels if inside or channels < 4 else channels // 2
         unroll = max(
             u for u in range(1, most + 1) if channels % u == 0 and u * size <= BODY or u == 1
         )
@@ -542,7 +541,12 @@ class _Emit:
 
         if unroll == channels:
             return group(int32(0))
-        return tir.loop("ic", channels // unroll, group)
+        extent: Expr = int32(channels // unroll)
+        if not inside:
+            # Taps that stand one behind the other stay loops: unrolled, LLVM would keep the inputs
+            # that they share in registers, and spill. It cannot tell that no task is negative.
+            extent = extent + ctx.value["zero"]
+        return tir.loop("ic", extent, group)
 
     def _step(
         self, ctx: _Context, x: Expr, pixel_stride: int, w: Expr, valid: tuple[bool, ...]

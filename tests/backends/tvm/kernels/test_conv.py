@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from effc.backends.tvm.layout import PLAIN, Layout, TensorType  # noqa: E402
 from .conftest import ISAS  # noqa: E402
 
 ids = [f"{i.name}" for i in ISAS]
+SWEEP = int(os.environ.get("EFFC_TEST_SWEEP", "10"))  # random convolutions for each ISA
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,28 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=ids)
-def test_convolutions(isa: Isa, compiled) -> None:
+NARROW = """pointwise-tails pointwise-strided 3x3-small 3x3-asymmetric 3x3-dilated stem plain-both
+    groups-odd groups-of-4 depthwise-strided depthwise-5x5 1d 3d""".split()
+
+
+def random_case(rng: np.random.Generator) -> Case | None:
+    """Any small convolution; None where its output would be empty."""
+    groups = int(rng.choice([1, 1, 1, 2, 3, 8]))
+    ic, oc = groups * int(rng.integers(1, 40)), groups * int(rng.integers(1, 40))
+    size, kernel = rng.integers(1, 20, 2), rng.integers(1, 6, 2)
+    strides, dilations = rng.integers(1, 4, 2), rng.integers(1, 4, 2)
+    pads = rng.integers(0, 4, 4)
+    if any(size + pads[:2] + pads[2:] < dilations * (kernel - 1) + 1):
+        return None
+    shapes = (tuple(map(int, a)) for a in (size, kernel, strides, pads, dilations))
+    plain_in, plain_out, bias = map(bool, rng.integers(0, 2, 3))
+    return Case(ic, oc, *shapes, groups, int(rng.integers(1, 3)), plain_in, plain_out, bias)
+
+
+def check(isa: Isa, compiled, cases: dict[str, Case]) -> None:
+    """Every case against onnxruntime."""
     expected, kernels, arrays = {}, [], {}
-    for i, (key, case) in enumerate(CASES.items()):
+    for i, (key, case) in enumerate(cases.items()):
         x, w, b = data(case)
         expected[key] = reference(case, x, w, b)
         spec = spec_of(case, isa, expected[key].shape)
@@ -151,9 +171,21 @@ def test_convolutions(isa: Isa, compiled) -> None:
         arrays[key] = (spec.input.layout.pack(x), *pack_conv2d(spec, isa, w, b))
         assert kernels[-1].macs == expected[key].size * w[0].size
     run = compiled(isa, kernels)
-    for i, key in enumerate(CASES):
+    for i, key in enumerate(cases):
         found = run(f"conv{i}", *arrays[key])
         np.testing.assert_allclose(found, expected[key], rtol=2e-5, atol=2e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=ids)
+def test_convolutions(isa: Isa, compiled) -> None:
+    check(isa, compiled, {k: c for k, c in CASES.items() if isa is ISAS[0] or k in NARROW})
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=ids)
+def test_random_convolutions(isa: Isa, compiled) -> None:
+    rng = np.random.default_rng(isa.lanes)
+    drawn = (random_case(rng) for _ in range(SWEEP))
+    check(isa, compiled, {str(c): c for c in drawn if c})
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=ids)
