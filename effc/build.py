@@ -102,7 +102,7 @@ def build(
     pipeline = choose_pipeline(options, backend, chosen)
     inputs, outputs = static_specs(model.graph.inputs), static_specs(model.graph.outputs)
 
-    progress("record goldens", 0.05)
+    progress("record goldens", 0.2)
     given = _samples(options, inputs)
     samples = given or SyntheticSamples(inputs, count=GOLDENS, seed=options.seed)
     feeds = list(islice(samples, GOLDENS))
@@ -110,18 +110,20 @@ def build(
 
     context = PassContext(chosen, given, options.seed)
     records = pipeline.run(
-        model, context, [*_instruments(options, feeds), _PassProgress(progress, 0.1, 0.3, pipeline)]
+        model,
+        context,
+        [*_instruments(options, feeds), _PassProgress(progress, 0.22, 0.25, pipeline)],
     )
 
-    progress(f"lower for {chosen.profile.name}", 0.3)
+    progress(f"lower for {chosen.profile.name}", 0.25)
     lowered = backend.lower(model, chosen)
     device = next(iter(backend.devices(chosen)), None)
     if options.tune_seconds and device is not None:
-        progress("tune", 0.35)
+        progress("tune", 0.3)
         lowered = backend.tune(lowered, chosen, TuneBudget(options.tune_seconds), device)
 
     with staging_folder(out, pack=options.pack) as folder:
-        progress("compile", 0.4)
+        progress("compile", 0.3)
         files = backend.compile(lowered, chosen, folder)
         manifest = Manifest(
             format=1,
@@ -149,7 +151,7 @@ def build(
             },
         )
 
-        progress("verify", 0.8)
+        progress("verify", 0.6)
         verdict = _verify(
             device,
             backend.why_no_device(chosen),
@@ -160,11 +162,11 @@ def build(
         )
         manifest = msgspec.structs.replace(manifest, verdict=verdict)
         if options.measure and device is not None and verdict.status == "passed":
-            progress("measure", 0.85)
+            progress("measure", 0.65)
             manifest = msgspec.structs.replace(
                 manifest,
                 measurements=_measure(
-                    device, Artifact(folder, manifest), loaded.model, feeds[0], options
+                    device, Artifact(folder, manifest), loaded.model, feeds[0], options, progress
                 ),
             )
         write_page(
@@ -279,22 +281,39 @@ def _verify(
 
 
 def _measure(
-    device: Device, artifact: Artifact, original: ir.Model, feeds: Feeds, options: BuildOptions
+    device: Device,
+    artifact: Artifact,
+    original: ir.Model,
+    feeds: Feeds,
+    options: BuildOptions,
+    progress: Progress,
 ) -> tuple[Measurement, ...]:
     """The artifact beside onnxruntime on the untouched model, interleaved, at each thread count."""
     cores = len(os.sched_getaffinity(0))
     measured: list[Measurement] = []
-    for threads in options.threads or tuple(sorted({1, cores})):
+    counts = options.threads or tuple(sorted({1, cores}))
+    for at, threads in enumerate(counts):
+        begin, share = 0.65 + 0.3 * at / len(counts), 0.3 / len(counts)
         with (
             device.runner(artifact, threads) as ours,
             OnnxRuntimeRunner(original, threads=threads) as theirs,
         ):
-            own, reference = interleaved([ours, theirs], feeds)
+            own, reference = interleaved(
+                [ours, theirs],
+                feeds,
+                on_round=_rounds(progress, f"measure at {threads} threads", begin, share),
+            )
             measured += [
                 msgspec.structs.replace(own, name=f"effc {artifact.manifest.backend}"),
                 reference,
             ]
     return tuple(measured)
+
+
+def _rounds(
+    progress: Progress, what: str, begin: float, share: float
+) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, begin + share * done / total)
 
 
 def _layers(

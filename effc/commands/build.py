@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +105,15 @@ def build(  # noqa: PLR0913
         allow_nonfinite=allow_nonfinite,
     )
     place = out or Path(default_name(source, target))
+    begun = time.monotonic()
     with progress_on_stderr(f"build {place.name}") as progress:
         result = build_artifact(source, target, place, options, progress=progress)
     if ctx.obj.json:
-        ctx.obj.result(document(result))
+        ctx.obj.result({**document(result), "seconds": round(time.monotonic() - begun, 3)})
     else:
         from effc.report.terminal import build_report
 
-        ctx.obj.result(None, *build_report(result))
+        ctx.obj.result(None, *build_report(result, time.monotonic() - begun))
 
 
 def default_name(source: str, target: str) -> str:

@@ -83,7 +83,7 @@ def measurement_table(measurements: Sequence[Measurement]) -> Table:
     return made
 
 
-def build_report(result: BuildResult) -> Parts:
+def build_report(result: BuildResult, seconds: float) -> Parts:
     """A build: the verdict, where the artifact is, latency, passes, fallbacks."""
     manifest = result.artifact.manifest
     parts: Parts = [verdict_line(manifest.verdict)]
