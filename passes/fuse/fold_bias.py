@@ -199,7 +199,7 @@ class _MatMulAddToGemm:
             return None
         assert product is not None  # is_op refuses None
         a, b = product.inputs
-        if rank_of(a) != 2 or rank_of(b) != 2 or bias.ndim > 2:
+        if rank_of(a) != 2 or rank_of(b) != 2 or bias.ndim > 2 or bias.dtype.kind not in "fV":
             return None
         columns = b.shape[1] if b is not None and b.shape is not None else None
         if bias.size != 1 and (bias.shape[-1] != columns or bias.size != columns):

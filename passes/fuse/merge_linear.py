@@ -229,6 +229,9 @@ class _TransposeIntoGemm:
             sources.append(before.inputs[0] if turned and before is not None else None)
         if not any(sources) or any(rank_of(v) != 2 for v in node.inputs[:2]):
             return None
+        dtype = node.outputs[0].dtype
+        if dtype is None or not dtype.is_floating_point():
+            return None  # kernels of Gemm for integers are rare
         gemm = ir.Node("", "Gemm", node.inputs, name=node.name)
         if is_op(node, "Gemm"):
             gemm.attributes.update(node.attributes)

@@ -318,9 +318,10 @@ class _Groups:
         if norm is None or before is None:
             return None
         x = before.inputs[0]
-        shape, grouped, back = shape_of(x), shape_of(before.outputs[0]), shape_of(node.outputs[0])
+        # rows stay rows in a Reshape, so it does not matter what shape x has
+        grouped, shape = shape_of(before.outputs[0]), shape_of(node.outputs[0])
         scale, shift = known(norm.inputs[1]), known(norm.inputs[2])
-        if x is None or shape is None or grouped is None or back != shape or len(shape) < 3:
+        if x is None or shape is None or grouped is None or min(len(shape), len(grouped)) < 3:
             return None
         if scale is None or shift is None or grouped[0] != shape[0] or shape[1] % grouped[1]:
             return None
@@ -332,6 +333,13 @@ class _Groups:
         channels = shape[1]
         g = add_const(graph, f"{name}.scale", np.full(channels, scale.flat[0], scale.dtype))
         b = add_const(graph, f"{name}.bias", np.full(channels, shift.flat[0], shift.dtype))
+        made: list[ir.Node] = []
+        if shape_of(x) != shape:
+            target = add_const(graph, f"{name}.shape", np.array(shape, np.int64))
+            made.append(ir.node("Reshape", [x, target]))
+            graph.insert_before(node, made[0])
+            x = made[0].outputs[0]
+            x.type, x.shape = node.outputs[0].type, ir.Shape(shape)
         new = ir.node(
             "GroupNormalization",
             [x, g, b],

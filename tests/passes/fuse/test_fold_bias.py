@@ -112,6 +112,14 @@ def test_matmul_of_two_computed_matrices(build, rewrite, rng):
     assert rewrite(build(text, b=numbers(rng, 3, 1)), FoldBias()).ops == ["MatMul", "Add"]
 
 
+def test_matmul_of_halves_and_of_integers(build, rewrite, rng):
+    text = "g (@[3,4] x) => (@[3,6] y) { c = MatMul(x, w) y = Add(c, b) }"
+    half = {"w": numbers(rng, 4, 6).astype(np.float16), "b": numbers(rng, 6).astype(np.float16)}
+    assert rewrite(build(text.replace("@", "float16"), **half), FoldBias()).ops == ["Gemm"]
+    whole = {"w": np.arange(24, dtype=np.int32).reshape(4, 6), "b": np.arange(6, dtype=np.int32)}
+    assert rewrite(build(text.replace("@", "int32"), **whole), FoldBias()).count == 0
+
+
 def test_matmul_of_higher_rank_keeps_its_add(build, rewrite, rng):
     text = """
     g (float[2,3,4] x) => (float[2,3,6] y) {

@@ -127,3 +127,17 @@ def test_group_norm(build, rewrite):
     assert r.ops == ["GroupNormalization"]
     m = model(build, body, "2,6,4,5", opset=20, **arrays)
     assert "GroupNormalization" not in rewrite(m, RecognizeNormalization()).ops
+
+
+def test_group_norm_of_another_view(build, rewrite):
+    text = """
+    g (float[2,24,5] x) => (float[2,6,4,5] y) {
+      a = Reshape(x, into) n = InstanceNormalization(a, one2, zero2) r = Reshape(n, back)
+      y = Mul(r, g)
+    }"""
+    arrays = {
+        "into": np.array([0, 2, -1]), "back": np.array([2, 6, 4, 5]), "one2": np.ones(2, np.float32),
+        "zero2": np.zeros(2, np.float32), "g": numbers(1, 6, 1, 1),
+    }  # fmt: skip
+    r = rewrite(build(text, **arrays), RecognizeNormalization())
+    assert r.ops == ["Reshape", "GroupNormalization"]
