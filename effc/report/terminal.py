@@ -92,6 +92,7 @@ def build_report(result: BuildResult, seconds: float) -> Parts:
             ("artifact", str(result.path)),
             ("target", f"{manifest.target} ({manifest.backend}, {manifest.precision})"),
             ("size", _artifact_size(result.path)),
+            ("built in", f"{seconds:.1f} s"),
             *_details(manifest),
         ])
     )  # fmt: skip
