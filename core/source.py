@@ -77,7 +77,10 @@ def fingerprint(model: ir.Model) -> str:
                     for item in attribute.as_tensors():
                         tensor(item)
                 else:
-                    add(repr(attribute.value))
+                    # as it would be written: 1e-5 and its float32 are the same attribute
+                    proto = ir.serde.serialize_attribute(attribute)
+                    proto.ClearField("doc_string")
+                    add(proto.SerializeToString(deterministic=True))
 
     for domain, version in sorted(model.opset_imports.items()):
         add("opset", domain, version)

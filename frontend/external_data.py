@@ -39,6 +39,7 @@ class ExternalData:
         self.folder = folder
         self._maps: dict[str, mmap.mmap | bytes] = {}
         self._sizes: dict[str, int] = {}
+        self._digests: dict[str, str] = {}
 
     def tensor(self, proto: onnx.TensorProto, where: str) -> ir.TensorProtocol:
         """The tensor behind an external TensorProto: a view on the mapped file, read when it is used.
@@ -74,7 +75,7 @@ class ExternalData:
 
     def digests(self) -> list[str]:
         """`location sha256` of every file that was read, sorted."""
-        return sorted(f"{k} {hashlib.sha256(v).hexdigest()}" for k, v in self._maps.items())
+        return sorted(f"{location} {digest}" for location, digest in self._digests.items())
 
     def _entries(self, proto: onnx.TensorProto, where: str) -> dict[str, str]:
         entries: dict[str, str] = {}
@@ -112,7 +113,7 @@ class ExternalData:
                 hint="put a copy of the file there (cp -L), if you trust it",
             )
         descriptor = open_regular(Path(real), f"data file of {where},", follow=False)
-        try:
+        with os.fdopen(descriptor, "rb") as stream:
             status = os.fstat(descriptor)
             if status.st_nlink > 1:
                 raise FrontendError(
@@ -121,11 +122,11 @@ class ExternalData:
                     hint="put a copy of the file there (cp), if you trust it",
                 )
             self._sizes[location] = status.st_size
+            # by reading: pages of a mapping would count as memory of this process
+            self._digests[location] = hashlib.file_digest(stream, "sha256").hexdigest()
             self._maps[location] = (
                 mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if status.st_size else b""
             )
-        finally:
-            os.close(descriptor)
         return self._maps[location]
 
 

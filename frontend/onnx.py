@@ -97,12 +97,14 @@ def _read(
                 hint="save the weights as external data: onnx.save(m, path, save_as_external_data=True)",
             )
         stream.seek(0)
+        # by reading: pages of a mapping would count as memory of this process
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0)
         data: wire.Buffer
         if size < _SMALL_BYTES:
             data = stream.read(size)
         else:
             data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    digest = hashlib.sha256(data).hexdigest()
     if _is_text(file, head):
         return _parse_text(data[:size]), {}, data, digest
     try:
