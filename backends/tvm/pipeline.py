@@ -4,5 +4,11 @@ from __future__ import annotations
 
 
 def cpu() -> str:
-    """Pipeline text. Attention has no kernel of its own: matrix products and a softmax have."""
-    return "decompose-attention,eliminate-dead-code"
+    """Pipeline text. Attention has no kernel of its own: matrix products and a softmax have.
+
+    Other functions of the ONNX text without a kernel become their bodies, which are tidied up again.
+    """
+    return (
+        "decompose-attention,effc.backends.tvm.ops.expand:ExpandFunctions,lift-constants,fold-shapes,"
+        "remove-identity,simplify-layout-ops,fold-constants,eliminate-dead-code,repeat"
+    )
