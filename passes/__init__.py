@@ -39,15 +39,15 @@ PASSES = Registry(
 )
 
 CANONICALIZE = (
-    "lift-constants,convert-opset,lower-sequences,fold-shapes,remove-identity,simplify-layout-ops,fold-constants,"
-    "eliminate-common-subexpressions,eliminate-dead-code,repeat"
+    "lift-constants,convert-opset,lower-sequences,fold-shapes,remove-identity,simplify-layout-ops,"
+    "fold-constants,eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
 # what is recognized first can't be torn apart by folding its constants into a neighbour; attention
 # comes last, so that its scale has already gone into the query's projection where that is possible
 FUSE = (
     "recognize-activations,recognize-normalization,fold-pad,fold-batch-norm,fold-bias,merge-linear,"
-    "merge-parallel-branches,simplify-layout-ops,repeat,recognize-attention,eliminate-common-subexpressions,"
-    "eliminate-dead-code"
+    "merge-parallel-branches,simplify-layout-ops,repeat,recognize-attention,simplify-layout-ops,"
+    "eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
 
 
