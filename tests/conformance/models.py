@@ -13,6 +13,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -64,6 +65,7 @@ class Case:
 
         sized = {"img_size": self.size} if _takes_size(self.name) else {}
         module = timm_models.create(self.name, seed=self.seed, **sized)
+        _calibrate(torch, module, self.size, self.seed)
         example = torch.randn((1, 3, self.size, self.size))
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -76,11 +78,36 @@ class Case:
         return model
 
 
+def _calibrate(torch: Any, module: Any, size: int, seed: int) -> None:
+    """Give batch norms the statistics of what they see, a little off, so that signals reach the end.
+
+    With statistics that do not fit, random deep networks answer the same to every picture, and a
+    comparison would prove nothing.
+    """
+    norms = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        module(torch.randn((8, 3, size, size), generator=generator))
+        for norm in norms:
+            norm.eval()
+            if norm.running_mean is None:
+                continue
+            spread = norm.running_var.sqrt()
+            shape = norm.running_mean.shape
+            norm.running_mean += 0.1 * spread * torch.randn(shape, generator=generator)
+            norm.running_var *= 0.8 + 0.4 * torch.rand(shape, generator=generator)
+            norm.running_var += 1e-4
+
+
 def _recipe() -> str:
     """What the weights depend on beside torch and timm."""
     from effc.zoo import timm_models
 
-    return Path(timm_models.__file__).read_text(encoding="utf-8")
+    here = Path(__file__).read_text(encoding="utf-8").partition("FIXED_SIZE")[0]
+    return Path(timm_models.__file__).read_text(encoding="utf-8") + here
 
 
 def _takes_size(name: str) -> bool:
