@@ -13,6 +13,7 @@ from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, forward_axis
 from effc.backends.tvm.kernels.depthwise import Depthwise, pack_depthwise
 from effc.backends.tvm.kernels.direct import Direct
+from effc.backends.tvm.kernels.direct_emission import direct_kernel
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.program import Kernel
@@ -68,7 +69,7 @@ def conv2d(spec: ConvSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -
         return Depthwise(
             isa, spec.input, spec.output, _axes(spec), spec.bias, name, epilogue
         ).kernel()
-    return _direct(spec, isa).kernel(name, epilogue)
+    return direct_kernel(_direct(spec, isa), name, epilogue)
 
 
 def pack_conv2d(

@@ -14,6 +14,7 @@ from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import transposed_axes
 from effc.backends.tvm.kernels.conv import pack_bias
 from effc.backends.tvm.kernels.direct import Direct
+from effc.backends.tvm.kernels.direct_emission import direct_kernel
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.program import Kernel
@@ -58,7 +59,7 @@ def conv_transpose(
     spec: ConvTransposeSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY
 ) -> Kernel:
     """Params: output, input, packed weights, packed bias (where `spec.bias`), epilogue's operands."""
-    return _direct(spec, isa).kernel(name, epilogue)
+    return direct_kernel(_direct(spec, isa), name, epilogue)
 
 
 def pack_conv_transpose(

@@ -21,6 +21,7 @@ from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis
 from effc.backends.tvm.kernels.blocking import Run
 from effc.backends.tvm.kernels.direct import Direct, Source
+from effc.backends.tvm.kernels.direct_emission import direct_kernel
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.kernels.loops import int32, unflatten, vector
 from effc.backends.tvm.layout import TensorType
@@ -54,7 +55,7 @@ class MatmulSpec:
 
 def gemm(spec: GemmSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> Kernel:
     """Params: out, a, packed weights, packed bias (where `spec.bias`), the epilogue's operands."""
-    return _gemm(spec, isa).kernel(name, epilogue)
+    return direct_kernel(_gemm(spec, isa), name, epilogue)
 
 
 def pack_gemm(
@@ -71,9 +72,8 @@ def matmul(spec: MatmulSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY)
     if math.prod(spec.b.shape[:-2]) == 1 and spec.a.shape[:-2] == batch:
         batch = ()
     m = math.prod(spec.out.shape[len(batch) : -1])
-    return _product(isa, spec.a, spec.out, batch, m, False, spec.b, spec.transposed).kernel(
-        name, epilogue
-    )
+    product = _product(isa, spec.a, spec.out, batch, m, False, spec.b, spec.transposed)
+    return direct_kernel(product, name, epilogue)
 
 
 @lru_cache(maxsize=1024)
