@@ -10,8 +10,8 @@ from typing import Self
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import Array, attr, is_op, shape_of
-from effc.passes.fuse.linear import Linear, regroup
+from effc.core.ir import Array, add_const, attr, is_op, shape_of
+from effc.passes.fuse.linear import Linear, cast, regroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,3 +219,33 @@ def _pads(
     ]
     less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
     return (less, more) if mode == "SAME_UPPER" else (more, less)
+
+
+def make_conv(
+    graph: ir.Graph,
+    name: str,
+    x: ir.Value,
+    branch: Branch,
+    bias: Array | None,
+    dtype: np.dtype[np.generic],
+) -> ir.Node | None:
+    """A Conv node (in no graph yet) that computes `branch` of `x`; None if a weight overflows."""
+    weight = cast(branch.weight, dtype)
+    held = None if bias is None else cast(bias, dtype)
+    if weight is None or (bias is not None and held is None):
+        return None
+    inputs = [x, add_const(graph, f"{name}.weight", weight)]
+    if held is not None:
+        inputs.append(add_const(graph, f"{name}.bias", held))
+    return ir.node(
+        "Conv",
+        inputs,
+        {
+            "group": branch.groups,
+            "kernel_shape": list(branch.kernel),
+            "strides": list(branch.strides),
+            "dilations": list(branch.dilations),
+            "pads": [*branch.begins, *branch.ends],
+        },
+        name=name,
+    )

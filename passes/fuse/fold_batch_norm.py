@@ -12,7 +12,8 @@ import onnx_ir as ir
 from effc.core.ir import Array, attr, is_op, replaceable, sole_use
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule, bypass
-from effc.passes.fuse.linear import Linear, find_linear, find_reader
+from effc.passes.fuse.channels import find_linear, find_reader
+from effc.passes.fuse.linear import Linear
 from effc.passes.fuse.rewriting import RewritePass, known, rank_of
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from effc.core.ir import Array, attr, is_op, replaceable, sole_use
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule, bypass
-from effc.passes.fuse.linear import Linear, channel_vector, find_linear, find_reader
+from effc.passes.fuse.channels import find_linear, find_reader
+from effc.passes.fuse.linear import Linear, channel_vector
 from effc.passes.fuse.rewriting import (
     RewritePass,
     graph_of,
