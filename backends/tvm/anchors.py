@@ -61,6 +61,7 @@ class Anchor:
     pack: Callable[[OpNode, Isa], tuple[Array, ...]] = _nothing
     fuses: bool = True
     beside: int = 0
+    any_layout: bool = False  # input 0 may also come in another layout, at a small cost
 
 
 Finder = Callable[[OpNode], Anchor | None]
@@ -174,6 +175,7 @@ def _conv(node: OpNode) -> Anchor:
         lambda n, name, isa, epilogue: conv2d(_conv_spec(n), name, isa, epilogue),
         weights=(1, 2),
         pack=pack,
+        any_layout=groups == 1,
     )
 
 

@@ -122,6 +122,7 @@ class _Planner:
             for v in self.operands[id(g)]:
                 self.readers.setdefault(v, []).append(g)
         self.flexible: list[Group] = []
+        self.prefers: dict[int, tuple[ir.Value, Layout]] = {}  # what an anchor reads best
 
     def run(self) -> LayoutPlan:
         for group in self.groups:
@@ -139,7 +140,11 @@ class _Planner:
         op, layouts = group.ops[0], self.plan.layouts
         if op.anchor is not None:
             wanted = op.anchor.wants(op.info, self.isa)
-            self.plan.wants[id(group)] = dict(zip(op.reads, wanted.inputs, strict=True))
+            pairs = list(zip(op.reads, wanted.inputs, strict=True))
+            if op.anchor.any_layout:
+                self.prefers[id(group)] = pairs[0]
+                pairs = pairs[1:]
+            self.plan.wants[id(group)] = dict(pairs)
             layouts.update(zip(group.outputs, wanted.outputs, strict=True))
             return
         value = group.outputs[0]
@@ -227,7 +232,9 @@ class _Planner:
         ]
         if group.anchor is not None:
             read = set(group.ops[0].reads)
-            return sum(
+            source, layout = self.prefers.get(id(group), (None, PLAIN))
+            unloved = source is not None and self.plan.type(source).layout != layout
+            return (self.plan.type(source).bytes if source and unloved else 0) + sum(
                 self.plan.type(v).bytes
                 for v in self.operands[id(group)]
                 if v not in read
