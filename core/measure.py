@@ -118,7 +118,7 @@ def interleaved(
     repeats = []
     for runner, feed in zip(runners, each, strict=True):
         once = runner.time(feed, 3).median or 1e-6
-        repeats.append(max(1, min(1000, int(share / once))))
+        repeats.append(max(1, int(share / once)))
     parts: list[list[Measurement]] = [[] for _ in runners]
     for done in range(rounds):
         for runner, feed, count, part in zip(runners, each, repeats, parts, strict=True):

@@ -18,7 +18,8 @@ class Source:
 
     `kind` is the id of the frontend ("onnx", "torch", "zoo", ...), `name` what the user typed. `sha256`
     is of the bytes that were read (the file and its external data), or `fingerprint(model)` where there
-    was no file. `notes` are facts about the import that a report should show.
+    was no file. `notes` are facts about the import that a report should show. `preprocess` is the text of
+    the preprocessing that the model is known to want, "" where that is not known.
     """
 
     model: ir.Model
@@ -26,6 +27,7 @@ class Source:
     name: str
     sha256: str
     notes: tuple[str, ...] = ()
+    preprocess: str = ""
 
 
 def fingerprint(model: ir.Model) -> str:

@@ -23,8 +23,17 @@ def static_specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
         if shape is None or v.dtype is None:
             raise ConfigError(
                 f"{v.name!r} has the dynamic shape {v.shape}: an artifact has static shapes",
-                hint=f"fix it with --shape INPUT=1,3,224,224 (it depends on {v.name!r})",
+                hint=_remedy(v),
             )
         layout = guess_layout(shape) if v.is_graph_input() else ""
         specs.append(TensorSpec(str(v.name), v.dtype.numpy().name, shape, layout))
     return tuple(specs)
+
+
+def _remedy(value: ir.Value) -> str:
+    if not value.is_graph_input():
+        return "its shape depends on the values of the inputs: cut the model before that"
+    if value.shape is None:
+        return f"give it one, like --shape {value.name}=1,3,224,224"
+    wanted = ",".join(str(d) if isinstance(d, int) else "1" for d in value.shape)
+    return f"fix it, like --shape {value.name}={wanted}"

@@ -29,6 +29,7 @@ from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
 from effc.core.reference import OnnxRuntimeRunner, record_goldens
 from effc.core.shapes import fix_shapes, infer_shapes
+from effc.core.source import Source
 from effc.core.specs import static_specs
 from effc.core.target import Target
 from effc.core.verify import judge
@@ -103,7 +104,8 @@ def build(
     inputs, outputs = static_specs(model.graph.inputs), static_specs(model.graph.outputs)
 
     progress("record goldens", 0.2)
-    given = _samples(options, inputs)
+    preprocess = options.preprocess or _known_preprocess(loaded)
+    given = _samples(options, inputs, preprocess)
     samples = given or SyntheticSamples(inputs, count=GOLDENS, seed=options.seed)
     feeds = list(islice(samples, GOLDENS))
     goldens = record_goldens(model, feeds)
@@ -140,7 +142,7 @@ def build(
             pipeline=str(pipeline),
             versions=_versions(backend),
             verdict=Verdict("not run", "verification has not run yet"),
-            preprocess=options.preprocess.describe() if options.preprocess else None,
+            preprocess=preprocess.describe() if preprocess else None,
             details={
                 **backend.describe(lowered),
                 "goldens": {
@@ -232,9 +234,15 @@ def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target
     return kept + passes.parse(",".join((*options.passes, backend.legalize(target))))
 
 
-def _samples(options: BuildOptions, inputs: Sequence[TensorSpec]) -> Samples | None:
+def _known_preprocess(source: Source) -> Preprocess | None:
+    return Preprocess.parse(source.preprocess) if source.preprocess else None
+
+
+def _samples(
+    options: BuildOptions, inputs: Sequence[TensorSpec], preprocess: Preprocess | None
+) -> Samples | None:
     if isinstance(options.samples, Path):
-        return open_samples(options.samples, inputs, options.preprocess)
+        return open_samples(options.samples, inputs, preprocess)
     return options.samples
 
 

@@ -17,6 +17,8 @@ def load(text: str, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Sour
         return load_source(text, shapes or {})
     from effc import zoo
 
-    model = zoo.build(text.removeprefix("zoo:"))
+    name = text.removeprefix("zoo:")
+    model = zoo.build(name)
+    wants = zoo.member(name.partition("{")[0]).preprocess
     digest = hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest()
-    return Source(model=model, kind="zoo", name=text, sha256=digest)
+    return Source(model=model, kind="zoo", name=text, sha256=digest, preprocess=wants)
