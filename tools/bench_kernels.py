@@ -187,8 +187,9 @@ def load(kernel: Kernel, isa: Isa, folder: Path) -> Callable[[Sequence[np.ndarra
     function = getattr(ctypes.CDLL(f"{stem}.so"), kernel.name)
 
     def bind(arrays: Sequence[np.ndarray]) -> Callable[[], Any]:
-        pointers = [ctypes.c_void_p(a.ctypes.data) for a in arrays]
-        return lambda: function(*pointers, 0, kernel.tasks)
+        alive = list(arrays)
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in alive]
+        return lambda alive=alive: function(*pointers, 0, kernel.tasks)
 
     return bind
 

@@ -210,16 +210,13 @@ class Direct:
         )
         tasks = rows * self.split * parts * self.output.shape[0]
         group = number if tasks >= 64 else max(1, tasks * number // 128)
+        if self.second:  # every task packs its panel
+            group = number if tasks >= 8 else max(1, -(-number * tasks // 8))
         if not stationary and chunk_bytes <= self.isa.l1 // 2:
             group = max(group, min(number, 4))
         return Phase(axes, walked, tiles, chunks, min(group, number), stationary, dynamic)
 
     # Weights
-
-    @property
-    def block_steps(self) -> int:
-        """Input channels between two weight blocks: lanes, or all where there are fewer."""
-        return min(self.lanes, self.channels)
 
     def weight_elements(self, phase: Phase) -> int:
         """Elements of the packed weights of a phase."""
