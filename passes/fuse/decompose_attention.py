@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import add_const, attr, shape_of
+from effc.core.ir import add_const, attr, const, shape_of
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule
 from effc.core.shapes import infer_node
@@ -26,8 +26,9 @@ class DecomposeAttention(RewritePass):
     heads; shared key heads are repeated; a causal or boolean mask becomes an added one; softcap c
     becomes c tanh(x / c).
 
-    Declines caches of past keys and values, the extra outputs, a softmax of another precision, and
-    shapes that are not static.
+    Declines caches of past keys and values, the extra outputs, attributes that it does not know (a
+    softmax of another precision, the windows of version 25), a boolean mask under which a query may see
+    no key at all, and shapes that are not static.
 
     Source: ONNX operator Attention, version 23.
     """
@@ -63,6 +64,9 @@ class _Writer:
         return add_const(self.graph, f"{self.name}.{what}", array)
 
 
+_KNOWN = frozenset({"is_causal", "kv_num_heads", "q_num_heads", "scale", "softcap"})
+
+
 @dataclass(frozen=True)
 class _Decompose:
     roots: ClassVar[frozenset[str]] = frozenset({"Attention"})
@@ -73,7 +77,7 @@ class _Decompose:
             return None
         if any(o.uses() or o.is_graph_output() for o in node.outputs[1:]):
             return None
-        if "softmax_precision" in node.attributes:
+        if not set(node.attributes) <= _KNOWN:
             return None
         q, k, v = node.inputs[:3]
         mask = node.inputs[3] if len(node.inputs) > 3 else None
@@ -81,6 +85,8 @@ class _Decompose:
         if q is None or k is None or v is None or any(s is None for s in shapes):
             return None
         if q.dtype is None or (mask is not None and shape_of(mask) is None):
+            return None
+        if mask is not None and mask.dtype == ir.DataType.BOOL and not _sees_all(node, mask):
             return None
         write = _Writer(node, self.opset)
         flat = len(shapes[0] or ()) == 3
@@ -117,6 +123,12 @@ class _Decompose:
             last = ir.node("MatMul", [weights, v], name=node.name)
         substitute(node, last)
         return (*write.made, last)
+
+
+def _sees_all(node: ir.Node, mask: ir.Value) -> bool:
+    """Whether every query sees some key for certain: else its row is 0, and a softmax gives nan."""
+    held = const(mask)
+    return held is not None and not attr(node, "is_causal", 0) and bool(held.any(-1).all())
 
 
 def _split(write: _Writer, x: ir.Value, heads: int) -> ir.Value:
