@@ -111,10 +111,9 @@ def _named(lazy: Lazy) -> Lazy:
         for other, value in known:
             if all(_same(a, b) for a, b in zip(index, other, strict=True)):
                 return value
-        result: list[Expr] = []
-        tir.let(lazy(index), lambda v: result.append(v) or v)
-        known.append((index, result[0]))
-        return result[0]
+        named = tir.let(lazy(index), lambda v: v)
+        known.append((index, named))
+        return named
 
     return read
 

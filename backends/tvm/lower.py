@@ -19,6 +19,7 @@ from effc.backends.tvm.grouping import (
     read_ops,
     type_of,
 )
+from effc.backends.tvm.inplace import reuse_operands
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
@@ -67,6 +68,7 @@ def lower(model: ir.Model, isa: Isa, target: str = "this target") -> Program:
     for value in model.graph.outputs:
         lowering.output(value)
     program = lowering.program
+    reuse_operands(program)
     arena = plan_arena(program)
     program.offsets, program.arena_bytes, program.arena_bound = (
         arena.offsets,
