@@ -12,7 +12,8 @@ def test_absent_inputs_at_the_end_are_cut_off() -> None:
     """onnxruntime fuses no Conv whose absent bias is written as "": the baseline would be too slow."""
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 20]>'
-        " g (float[1,3,8,8] x, float[4,3,3,3] w, float lo) => (float[1,4,6,6] y) { c = Conv(x, w) y = Clip(c) }"
+        " g (float[1,3,8,8] x, float[4,3,3,3] w, float lo) => (float[1,4,6,6] y)"
+        " { c = Conv(x, w) y = Clip(c) }"
     )
     proto.graph.node[0].input.append("")
     proto.graph.node[1].input.extend(["lo", ""])
