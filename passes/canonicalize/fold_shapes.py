@@ -57,7 +57,9 @@ class _Sweep:
         for node in list(graph):
             if node.graph is None:
                 continue
-            if node in self.fresh and any(shape_of(v) is None for v in node.outputs):
+            if any(shape_of(v) is None for v in node.outputs) and (
+                node in self.fresh or all(shape_of(v) is not None for v in node.inputs if v)
+            ):
                 if infer_node(node, self.opset, self.known):
                     self.count += 1
                     self._touch(node.outputs)
