@@ -140,9 +140,9 @@ def unpack(path: Path, folder: Path) -> None:
 
 def is_artifact(path: Path) -> bool:
     """Whether `path` looks like an artifact: a folder with a manifest, or a zip named `.effc`."""
-    if path.is_dir():
-        return (path / MANIFEST).is_file()
-    return path.suffix == SUFFIX and path.is_file()
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that can't be
+        return os.path.isfile(path / MANIFEST)
+    return path.suffix == SUFFIX and os.path.isfile(path)
 
 
 def packed_path(out: Path) -> Path:
