@@ -79,22 +79,21 @@ def test_cycle_through_a_subgraph() -> None:
 
 
 def test_subgraphs_too_deep() -> None:
-    leaf = ir.Graph([], [], nodes=[], name="leaf")
-    for _ in range(MAX_DEPTH + 1):
-        node = ir.node("If", [], {"then_branch": leaf, "else_branch": leaf.clone()})
+    model = text("c = Constant<value_int = 1>() b = Cast<to = 9>(c) y = Relu(x)")
+    condition = model.graph[1].outputs[0]
+
+    def leaf() -> ir.Graph:
+        node = ir.node("Neg", [model.graph.inputs[0]])
         node.outputs[0].name = "o"
-        leaf = ir.Graph([], [node.outputs[0]], nodes=[node], name="g")
-    model = text("y = Relu(x)")
-    condition = ir.node("Constant", [], {"value": ir.tensor(np.array(True))})
-    condition.outputs[0].name = "c"
-    outer = ir.node(
-        "If", [condition.outputs[0]], {"then_branch": leaf, "else_branch": leaf.clone()}
-    )
-    model.graph.extend([condition, outer])
-    for graph in model.graph.subgraphs():
-        for node in graph:
-            node.resize_inputs(1)
-            node.replace_input_with(0, condition.outputs[0])
+        return ir.Graph([], [node.outputs[0]], nodes=[node], name="leaf")
+
+    inner = leaf()
+    for _ in range(MAX_DEPTH):
+        node = ir.node("If", [condition], {"then_branch": inner, "else_branch": leaf()})
+        node.outputs[0].name = "o"
+        inner = ir.Graph([], [node.outputs[0]], nodes=[node], name="g")
+    outer = ir.node("If", [condition], {"then_branch": inner, "else_branch": leaf()})
+    model.graph.append(outer)
     assert f"more than {MAX_DEPTH} deep" in refuse(model)
 
 
