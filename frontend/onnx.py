@@ -241,7 +241,9 @@ def _normalize(model: ir.Model) -> list[str]:
     for value in bound:
         model.graph.inputs.remove(value)
     # before IR version 4 every weight had to be listed as an input as well
-    if bound and (model.ir_version or 0) >= 4:
+    if (model.ir_version or 0) == 3:
+        model.ir_version = 4
+    elif bound:
         names = ", ".join(printable(v.name) for v in bound[:3])
         more = f" and {len(bound) - 3} more" if len(bound) > 3 else ""
         notes.append(f"inputs with a default are bound to it: {names}{more}")

@@ -165,6 +165,38 @@ def test_a_bug_keeps_its_traceback(
     assert "ZeroDivisionError: a bug" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX")
+def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
+    code = (
+        "import resource, effc.cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "effc.cli.main(['build', 'zoo:tiny-conv', '--backend', 'ort', '--no-measure', '-o', 'out'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode in (2, 3) and "Traceback" not in done.stderr, done.stderr
+    assert "File too large" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "a", None, "b"), "'a' to 'b'"),
+        (MemoryError(), "memory"),
+    ],
+)
+def test_what_the_machine_lacks(
+    error: Exception, words: str, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise error
+
+    monkeypatch.setattr("effc.doctor.examine", full)
+    code, document = command("doctor")
+    assert code == 3 and words in document["error"]["message"] and document["error"]["hint"]
+
+
 def test_json_owns_stdout() -> None:
     code = (
         "import os, sys, effc.doctor, effc.cli\n"

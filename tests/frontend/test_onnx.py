@@ -275,6 +275,20 @@ def test_inputs_with_a_default_are_bound(version: int, noted: bool, tmp_path: Pa
     assert [v.name for v in source.model.graph.inputs] == ["x"]
     assert bool(source.notes) is noted
     assert "'w'" in "".join(source.notes) or not noted
+    assert (source.model.ir_version or 0) >= 4  # before, every initializer had to be an input
+
+
+def test_a_default_that_no_node_reads(tmp_path: Path) -> None:
+    """Old exporters list blobs that nothing uses; onnxruntime runs such files."""
+    unused = numpy_helper.from_array(np.zeros(1, np.float32), "unused")
+    proto = dense(weights(4, 3), ir_version=3, opset_imports=[helper.make_opsetid("", 9)])
+    proto.graph.initializer.append(unused)
+    for name, shape in (("w", [4, 3]), ("unused", [1])):
+        proto.graph.input.append(helper.make_tensor_value_info(name, T.FLOAT, shape))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    source = frontend.load_source(path)
+    assert answers(source.model).keys() == {"y"}
 
 
 def test_names_and_order(tmp_path: Path) -> None:
