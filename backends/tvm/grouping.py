@@ -25,6 +25,7 @@ from effc.backends.tvm.ops.contract import (
 )
 from effc.core.errors import Problem
 from effc.core.ir import const, shape_of
+from effc.core.source import place_of
 
 # a chain of so many operators may be tried as one epilogue (gelu by erf is five, hard-swish four)
 _LOOKAHEAD = 8
@@ -144,7 +145,7 @@ def problem(node: ir.Node, refused: Refused) -> Problem:
         op=node.op_type if not node.domain else f"{node.domain}::{node.op_type}",
         reason=refused.reason,
         remedy=refused.remedy or "leave this part of the model to the caller",
-        source=str(node.metadata_props.get("pkg.torch.onnx.stack_trace", "")),
+        source=place_of(node),
     )
 
 
