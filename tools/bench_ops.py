@@ -33,6 +33,8 @@ from effc.backends.tvm.isa import Isa, isa_of
 from effc.backends.tvm.layout import Layout
 from effc.backends.tvm.lower import lower
 from effc.backends.tvm.ops.injective import injective
+from effc.backends.tvm.ops.resize import resize_kernel
+from effc.backends.tvm.ops.strided import strided
 from effc.backends.tvm.program import Kernel
 from effc.core.profiles import load_profile
 from effc.core.shapes import infer_shapes
@@ -160,7 +162,9 @@ def kernel_of(case: Case, isa: Isa) -> tuple[Kernel, list[np.ndarray | None]]:
     (group,) = fuse(ops, model.graph.outputs)
     layout = Layout(isa.lanes)
     types = [replace(type_of(v), layout=layout) for v in (*group.outputs, *group.operands)]
-    kernel = injective("blocked", isa, types[:1], types[1:], compose.body(group))
+    kernel = resize_kernel(group.ops[0].info, "blocked", isa, types[0], types[1])
+    if kernel is None or strided(types[0], types[1], compose.body(group)):
+        kernel = injective("blocked", isa, types[:1], types[1:], compose.body(group))
     return kernel, [None] * len(types)
 
 

@@ -30,17 +30,17 @@ class Registers:
         """`value` in a register: expressions are trees, and this one may be read twice."""
         register = tir.local("r", width, self.dtype)
         self.allocated.append(register)
-        at = [_lanes(0, width)]
+        at = [lanes_at(0, width)]
         self.statements.append(tirx.BufferStore(register, value, at))
         return tirx.BufferLoad(register, at)
 
     def load(self, at: Expr, width: int) -> Expr:
         """`width` elements of the source."""
-        return self.named(tirx.BufferLoad(self.source, [_lanes(at, width)]), width)
+        return self.named(tirx.BufferLoad(self.source, [lanes_at(at, width)]), width)
 
     def store(self, value: Expr, at: Expr, width: int) -> None:
         """`width` elements into the output."""
-        self.statements.append(tirx.BufferStore(self.out, value, [_lanes(at, width)]))
+        self.statements.append(tirx.BufferStore(self.out, value, [lanes_at(at, width)]))
 
     def zero(self, width: int) -> Expr:
         """Zeros."""
@@ -114,7 +114,8 @@ class Registers:
         return [put(x, y, (k, k + 2, k + 4, k + 6)) for x, y in pairs for k in (0, 1)]
 
 
-def _lanes(at: Expr, width: int) -> Expr:
+def lanes_at(at: Expr, width: int) -> Expr:
+    """The indices of `width` elements from `at`."""
     start = tirx.const(at, "int32") if isinstance(at, int) else at
     return tirx.Ramp(start, 1, width) if width > 1 else start
 

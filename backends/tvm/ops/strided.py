@@ -114,13 +114,18 @@ _BINARY: dict[Any, Callable[[Any, Any], Any]] = {
     tirx.FloorMod: lambda a, b: a % b,
     tirx.Min: np.minimum,
     tirx.Max: np.maximum,
+    tirx.Div: lambda a, b: a / b,
 }
 
 
-def _evaluate(expr: Expr, values: Sequence[tuple[Expr, Map]]) -> Any:
-    """`expr` on arrays."""
+def evaluate(expr: Expr, values: Sequence[tuple[Expr, Map]]) -> Any:
+    """`expr` on arrays; numpy's types are those of the expression."""
     if isinstance(expr, int):
         return np.int32(expr)
+    if isinstance(expr, tirx.FloatImm):
+        return np.float64(expr.value)
+    if isinstance(expr, tirx.Cast):
+        return evaluate(expr.value, values).astype(str(expr.ty.dtype))
     if isinstance(expr, tirx.IntImm):
         return np.int32(int(expr.value))
     if isinstance(expr, tirx.Var):
@@ -130,7 +135,7 @@ def _evaluate(expr: Expr, values: Sequence[tuple[Expr, Map]]) -> Any:
     operator = _BINARY.get(type(expr))
     if operator is None:
         raise _Irregular
-    return operator(_evaluate(expr.a, values), _evaluate(expr.b, values))
+    return operator(evaluate(expr.a, values), evaluate(expr.b, values))
 
 
 def _pieces(
@@ -159,7 +164,7 @@ def _pieces(
         for a, (name, (begin, end)) in enumerate(zip(names, box, strict=True)):
             line = np.arange(begin, end, dtype=np.int32)
             values.append((name, line.reshape([-1 if k == a else 1 for k in range(len(box))])))
-        index = [_evaluate(i, values) for i in read]
+        index = [evaluate(i, values) for i in read]
         flat = np.asarray(operand.layout.flat_index(operand.shape, index))
         flat = np.broadcast_to(flat.reshape((1,) * (len(box) - flat.ndim) + flat.shape),
                                [e - b for b, e in box])  # fmt: skip
@@ -194,7 +199,7 @@ def _same_channels(
     values = [(n, np.zeros((1, 1), np.int32)) for n in names]
     values[1] = (names[1], np.arange(shape[1], dtype=np.int32)[:, None])
     values[-1] = (names[-1], np.arange(block, dtype=np.int32)[None])
-    return np.array_equal(np.broadcast_to(_evaluate(read[1], values), c.shape), c)
+    return np.array_equal(np.broadcast_to(evaluate(read[1], values), c.shape), c)
 
 
 def _digits(flat: Map, strides: Sequence[int]) -> list[Digit]:
@@ -242,4 +247,4 @@ def _factored(line: Map) -> list[tuple[int, int, int]]:
     return found
 
 
-__all__ = ["Digit", "Piece", "strided"]
+__all__ = ["Digit", "Piece", "evaluate", "strided"]
