@@ -55,7 +55,7 @@ class BuildOptions:
     preprocess: Preprocess | None = None
     pipeline: str = ""  # replaces the default passes
     passes: tuple[str, ...] = ()  # appended to the pipeline: `id{options}` or `file.py:Class`
-    skip: frozenset[str] = frozenset()  # ids left out of the default pipeline
+    skip: frozenset[str] = frozenset()  # ids left out of the whole pipeline
     tune_seconds: float = 0.0
     seed: int = 0
     threads: tuple[int, ...] = ()  # thread counts to measure; () is one and all cores
@@ -225,15 +225,15 @@ def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
 
 def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> Pipeline:
     """Canonicalize, compress (the user's passes), fuse, then what the backend needs."""
-    standard = passes.parse(options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}")
-    unknown = options.skip - {p.id for p in standard.passes}
+    standard = options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}"
+    whole = passes.parse(",".join((standard, *options.passes, backend.legalize(target))))
+    unknown = options.skip - {p.id for p in whole.passes}
     if unknown:
         raise ConfigError(
             f"--skip names {', '.join(sorted(unknown))}, which the pipeline does not run",
-            hint=f"it runs: {standard}",
+            hint=f"it runs: {', '.join(dict.fromkeys(p.id for p in whole.passes))}",
         )
-    kept = Pipeline(tuple(p for p in standard.passes if p.id not in options.skip))
-    return kept + passes.parse(",".join((*options.passes, backend.legalize(target))))
+    return Pipeline(tuple(p for p in whole.passes if p.id not in options.skip))
 
 
 def _known_preprocess(source: Source) -> Preprocess | None:

@@ -92,6 +92,24 @@ def test_equal_builds_are_equal_bytes(command: Any, tmp_path: Path) -> None:
     assert found[0] == found[1] and "report.html" in found[0]
 
 
+def test_any_pass_can_be_skipped(command: Any, tmp_path: Path) -> None:
+    """Of the pipeline, or added by --pass: that is what the hint of a pass that fails says."""
+    crash = tmp_path / "crash.py"
+    crash.write_text(
+        "from effc import Effect, Pass\n"
+        "class Crash(Pass):\n"
+        "    'Fails.'\n"
+        "    id = 'crash'; effect = Effect.EXACT\n"
+        "    def run(self, model, ctx): raise KeyError('x')\n"
+    )
+    arguments = ("build", "zoo:tiny-conv", "-o", tmp_path / "out", *ORT, "--no-measure",
+                 "--pass", f"{crash}:Crash")  # fmt: skip
+    code, document = command(*arguments)
+    assert code == 2 and "--skip crash" in document["error"]["hint"]
+    code, document = command(*arguments, "--skip", "crash", "--skip", "fold-bias")
+    assert code == 0 and [p["id"] for p in document["passes"]] == ["fold-batch-norm"]
+
+
 def test_packed_build_runs(command: Any, tmp_path: Path) -> None:
     code, document = command(
         "build", "zoo:tiny-conv", "-o", tmp_path / "tiny", *ORT, "--pack", "--no-measure"
