@@ -12,6 +12,7 @@ from effc.backends.tvm.ops import math as m
 from effc.backends.tvm.ops.broadcast import in_wide, is_float, operand
 from effc.backends.tvm.ops.contract import Lazy, OpNode, Refused, rule
 from effc.backends.tvm.ops.math import cast, const, dtype_of
+from effc.backends.tvm.ops.power import power
 from effc.backends.tvm.tir import let
 
 Expr = Any
@@ -177,10 +178,10 @@ def _pow(node: OpNode, inputs: Sequence[Lazy | None]) -> Lazy:
 
     def raised(a: Expr, b: Expr) -> Expr:
         if is_float(dtype_of(a)):
-            return m.power(a, cast(b, dtype_of(a)))
+            return power(a, cast(b, dtype_of(a)))
         if is_float(dtype_of(b)):  # libm: an exact power must not fall below the integer
-            power = tirx.pow(cast(a, "float64"), cast(b, "float64"))
-            return cast(let(power, lambda p: p), dtype_of(a))
+            exact = tirx.pow(cast(a, "float64"), cast(b, "float64"))
+            return cast(let(exact, lambda p: p), dtype_of(a))
         return _integer_power(a, b)
 
     def read(index: tuple[Expr, ...]) -> Expr:

@@ -11,9 +11,6 @@ from tvm import tirx
 
 from effc.backends.tvm.ops.broadcast import broadcast
 from effc.backends.tvm.ops.contract import Expr, Lazy, OpNode, Refused, rule
-from effc.backends.tvm.ops.convert import converted
-from effc.backends.tvm.ops.math import cast, const
-from effc.backends.tvm.tir import let
 
 Inputs = Sequence[Lazy | None]
 Index = tuple[Expr, ...]
@@ -210,63 +207,15 @@ def _pad(node: OpNode, inputs: Inputs) -> Lazy:
         v = x(tuple(source))
         if not inside:
             return v
-        blank = fill((0,) * rank) if fill is not None else _constant(value, dtype)
+        blank = fill((0,) * rank) if fill is not None else literal(value, dtype)
         return tirx.if_then_else(tirx.all(*inside), v, blank)
 
     return read
 
 
-def _constant(value: Any, dtype: str) -> Expr:
+def literal(value: Any, dtype: str) -> Expr:
+    """A number as an element of `dtype` that rules see."""
     return tirx.const(value, {"bfloat16": "float32"}.get(dtype, dtype))
-
-
-def wrapped(i: Expr, extent: int) -> Expr:
-    """A run-time index of ONNX: negative counts from the end; kept inside whatever it is."""
-    i = cast(i, "int32")
-    return let(i, lambda i: clamped(tirx.Select(i < 0, i + extent, i), extent))
-
-
-@rule("Gather", kind="map", cost=2)
-def _gather(node: OpNode, inputs: Inputs) -> Lazy:
-    x, where, shape = data(inputs), data(inputs, 1), node.input(0).shape
-    axis, rank = node.attr("axis", 0) % len(shape), len(node.input(1).shape)
-    fixed = node.constants.get(1)
-
-    def read(index: Index) -> Expr:
-        if fixed is not None and fixed.size == 1:
-            i: Expr = int(fixed.reshape(())) % shape[axis]
-        else:
-            i = wrapped(where(index[axis : axis + rank]), shape[axis])
-        return x((*index[:axis], i, *index[axis + rank :]))
-
-    return read
-
-
-@rule("GatherElements", kind="map", cost=2)
-def _gather_elements(node: OpNode, inputs: Inputs) -> Lazy:
-    x, where, shape = data(inputs), data(inputs, 1), node.input(0).shape
-    axis = node.attr("axis", 0) % len(shape)
-
-    def read(index: Index) -> Expr:
-        i = wrapped(where(index), shape[axis])
-        return x((*index[:axis], i, *index[axis + 1 :]))
-
-    return read
-
-
-@rule("GatherND", kind="map", cost=3)
-def _gather_nd(node: OpNode, inputs: Inputs) -> Lazy:
-    x, where, shape = data(inputs), data(inputs, 1), node.input(0).shape
-    indices, batch = node.input(1).shape, node.attr("batch_dims", 0)
-    outer = len(indices) - 1
-
-    def read(index: Index) -> Expr:
-        at = tuple(
-            wrapped(where((*index[:outer], k)), shape[batch + k]) for k in range(indices[-1])
-        )
-        return x((*index[:batch], *at, *index[outer:]))
-
-    return read
 
 
 @rule("DepthToSpace", kind="map", cost=1)
@@ -310,99 +259,7 @@ def _center_crop_pad(node: OpNode, inputs: Inputs) -> Lazy:
             else:
                 at.append(i + (n - t) // 2 if t < n else i)
         v = x(tuple(at))
-        zero = _constant(0, node.outputs[0].dtype)
+        zero = literal(0, node.outputs[0].dtype)
         return tirx.if_then_else(tirx.all(*inside), v, zero) if inside else v
 
     return read
-
-
-@rule("ConstantOfShape", static=(0,), kind="map", cost=0, by_shape=True)
-def _constant_of_shape(node: OpNode, inputs: Inputs) -> Lazy:
-    value = node.attr("value")
-    number = 0.0 if value is None else np.asarray(value).reshape(-1)[0].item()
-    return lambda index: _constant(number, node.outputs[0].dtype)
-
-
-@rule("Constant", kind="map", cost=0)
-def _constant_node(node: OpNode, inputs: Inputs) -> Lazy:
-    raise Refused("Constant was not folded", "run the canonicalize passes first")
-
-
-@rule("Shape", "Size", static=(0,), kind="map", cost=0, by_shape=True)
-def _shape(node: OpNode, inputs: Inputs) -> Lazy:
-    shape = node.input(0).shape
-    numbers = shape[node.attr("start", 0) : node.attr("end")]
-    if node.op_type == "Size":
-        numbers = (math.prod(shape),)
-
-    def read(index: Index) -> Expr:
-        value = tirx.const(numbers[-1] if numbers else 0, "int64")
-        for k in reversed(range(len(numbers) - 1)):
-            value = tirx.Select(index[0] <= k, tirx.const(numbers[k], "int64"), value)
-        return value
-
-    return read
-
-
-@rule("Range", kind="map", cost=2)
-def _range(node: OpNode, inputs: Inputs) -> Lazy:
-    start, delta = data(inputs), data(inputs, 2)
-
-    def read(index: Index) -> Expr:
-        begin, step = start(()), delta(())
-        return begin + step * converted(index[0] + tirx.const(0, "int32"), node.outputs[0].dtype)
-
-    return read
-
-
-@rule("OneHot", static=(1,), kind="map", cost=3, by_shape=True)
-def _one_hot(node: OpNode, inputs: Inputs) -> Lazy:
-    where, values = data(inputs), data(inputs, 2)
-    rank = len(node.outputs[0].shape)
-    axis = node.attr("axis", -1) % rank
-    depth = node.outputs[0].shape[axis]
-
-    def read(index: Index) -> Expr:
-        i = cast(where((*index[:axis], *index[axis + 1 :])), "int32")
-        i = let(i, lambda i: tirx.Select(i < 0, i + depth, i))
-        return tirx.Select(tirx.EQ(i, index[axis]), values((1,)), values((0,)))
-
-    return read
-
-
-@rule("Trilu", static=(1,), kind="map", cost=2)
-def _trilu(node: OpNode, inputs: Inputs) -> Lazy:
-    x, k = data(inputs), node.const(1, "k")
-    diagonal = 0 if k is None else int(k.reshape(()))
-    upper = node.attr("upper", 1)
-
-    def read(index: Index) -> Expr:
-        row, column = index[-2], index[-1]
-        keep = column - row >= diagonal if upper else column - row <= diagonal
-        return tirx.Select(keep, x(index), _constant(0, node.outputs[0].dtype))
-
-    return read
-
-
-@rule("EyeLike", static=(0,), kind="map", cost=2, by_shape=True)
-def _eye_like(node: OpNode, inputs: Inputs) -> Lazy:
-    k, dtype = node.attr("k", 0), node.outputs[0].dtype
-    return lambda index: converted(tirx.EQ(index[1] - index[0], k), dtype)
-
-
-@rule("ReverseSequence", kind="map", cost=3)
-def _reverse_sequence(node: OpNode, inputs: Inputs) -> Lazy:
-    x, lengths = data(inputs), data(inputs, 1)
-    time, batch = node.attr("time_axis", 0), node.attr("batch_axis", 1)
-
-    def read(index: Index) -> Expr:
-        n = cast(lengths((index[batch],)), "int32")
-        t = index[time]
-        source = let(n, lambda n: tirx.Select(t < n, n - 1 - t, t))
-        source = clamped(source, node.input(0).shape[time])
-        return x(tuple(source if a == time else i for a, i in enumerate(index)))
-
-    return read
-
-
-__all__ = ["clamped", "const", "data", "reindex", "wrapped"]

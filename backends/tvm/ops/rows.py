@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import tvm
 from tvm import tirx
 
 from effc.backends.tvm import tir
@@ -297,8 +296,3 @@ class View:
     @staticmethod
     def _serial(begin: int, count: int, step: int, width: int, vector: Callable[..., Stmt]) -> Stmt:
         return tir.loop("j", count, lambda j: vector(begin + j * step, width, 0))
-
-
-def analyzer() -> Any:
-    """An arithmetic analyzer."""
-    return tvm.sym.Analyzer()

@@ -13,6 +13,7 @@ from effc.backends.tvm.ops import math as m
 from effc.backends.tvm.ops.contract import Expr, Lazy, OpNode, Refused, rule
 from effc.backends.tvm.ops.math import cast, const
 from effc.backends.tvm.ops.movement import clamped, data
+from effc.backends.tvm.ops.power import power
 from effc.backends.tvm.ops.resize import _cubic
 from effc.backends.tvm.tir import let
 
@@ -35,7 +36,7 @@ def _lrn(node: OpNode, inputs: Inputs) -> Lazy:
             square = let(near, lambda v: v * v)
             total = total + tirx.Select(inside, square, tirx.const(0.0, "float32"))
         base = total * const(alpha / size, total) + const(bias, total)
-        y = cast(x(index), "float32") * m.power(base, const(-beta, "float32"))
+        y = cast(x(index), "float32") * power(base, const(-beta, "float32"))
         dtype = node.outputs[0].dtype
         return y if dtype == "bfloat16" else cast(y, dtype)
 

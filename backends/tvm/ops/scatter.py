@@ -1,4 +1,4 @@
-"""Kernels whose elements depend on one another or land where the data says: scans, scatters, TopK."""
+"""Kernels whose elements depend on one another or land where the data says: scans, scatters."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from effc.backends.tvm.ops.binary import largest, smallest
 from effc.backends.tvm.ops.contract import (
     Expr,
     OpNode,
-    Refused,
     kernel,
     loaded,
-    operands,
     stored,
 )
 from effc.backends.tvm.ops.injective import nothing, parameter, unflatten
 from effc.backends.tvm.ops.math import cast, const
-from effc.backends.tvm.ops.reduce import accumulator, bottom
 from effc.backends.tvm.ops.rows import Point, View, Walk, axes_of
 from effc.backends.tvm.program import Kernel
 
@@ -159,76 +156,6 @@ def scatter(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
     return Kernel(name, tir.prim_func(name, buffers, run), 1, params)
 
 
-@kernel("TopK", static=(1,))
-def top_k(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
-    """k passes: each finds the best element after the one before (equal values: by index)."""
-    x, values, places = node.input(0), node.outputs[0], node.outputs[1]
-    axis = node.attr("axis", -1) % len(x.shape)
-    k, largest_first = values.shape[axis], node.attr("largest", 1)
-    if values.elements == 0:
-        return nothing(name, (values, places, x), 2)
-    dtype = accumulator(x.dtype)
-    walk = Walk(axes_of(x.shape, [axis]), isa.lanes)
-    params = (values, places, x)
-    buffers = [parameter(f"p{i}", t) for i, t in enumerate(params)]
-    far = 2**31 - 1
-    worst = bottom(-math.inf if largest_first else math.inf, dtype)
-    stride = math.prod(x.shape[axis + 1 :])
-
-    def element(p: Point) -> Expr:
-        return cast(loaded(tirx.BufferLoad(buffers[2], [p.offset]), x.dtype), dtype)
-
-    def better(a: Expr, b: Expr) -> Expr:
-        return a > b if largest_first else a < b
-
-    def body(view: View) -> None:
-        last: tuple[Any, Any] | None = None
-        for rank in range(k):
-
-            def after(p: Point, last: Any = last) -> Expr:
-                """Whether the element comes after the last one that was taken."""
-                if last is None:
-                    return tirx.const(True, "bool")
-                v, i = last[0](p.lane), last[1](p.lane)
-                here = p.reduced[-1] if p.reduced else tirx.const(0, I32)
-                same = tirx.And(tirx.EQ(element(p), v), here > i)
-                return tirx.Or(better(v, element(p)), same)
-
-            def candidate(p: Point, after: Any = after) -> Expr:
-                return tirx.Select(after(p), element(p), tirx.const(worst, dtype))
-
-            top = view.reduce(
-                dtype,
-                worst,
-                lambda a, b: m.let(b, lambda b: tirx.Select(better(a, b), a, b)),
-                candidate,
-            )
-
-            def place(p: Point, after: Any = after, top: Any = top) -> Expr:
-                here = p.reduced[-1] if p.reduced else tirx.const(0, I32)
-                hit = tirx.And(after(p), tirx.EQ(element(p), top(p.lane)))
-                return tirx.Select(hit, here, tirx.const(far, I32))
-
-            where = view.reduce(I32, far, tirx.min, place)
-
-            def store(lane: Expr, rank: int = rank, top: Any = top, where: Any = where) -> Stmt:
-                flat = view.kept_flat(lane)
-                at = (flat // stride) * (k * stride) + rank * stride + flat % stride
-                v = top(lane) if x.dtype == "bfloat16" else cast(top(lane), values.dtype)
-                return tir.seq(
-                    tirx.BufferStore(buffers[0], stored(v, values.dtype), [at]),
-                    tirx.BufferStore(buffers[1], cast(where(lane), places.dtype), [at]),
-                )
-
-            view.finish(store)
-            last = (top, where)
-
-    if k > 64:
-        raise Refused(f"TopK with k = {k}", "k up to 64 is compiled; do the rest outside the model")
-    func = tir.prim_func(name, buffers, lambda b, e: walk.run(b, e, body))
-    return Kernel(name, func, walk.tasks, params, 2)
-
-
 @kernel("DynamicQuantizeLinear")
 def dynamic_quantize(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
     """uint8 with the scale and zero point of the tensor's own range (one task)."""
@@ -265,78 +192,3 @@ def dynamic_quantize(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> K
 
     func = tir.prim_func(name, buffers, lambda b, e: walk.run(b, e, body))
     return Kernel(name, func, walk.tasks, params, 3)
-
-
-@kernel("Einsum")
-def einsum(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
-    """Loops over the output's letters, sums over the others; lanes along the output's last letter."""
-    ins, out = [node.input(i) for i in operands(node)], node.outputs[0]
-    left, _, right = node.attr("equation").replace(" ", "").partition("->")
-    terms = left.split(",")
-    if "->" not in node.attr("equation"):
-        letters = sorted(set(left) - {",", "."})
-        right = ("..." if "..." in left else "") + "".join(c for c in letters if left.count(c) == 1)
-    if "..." in left:  # the broadcast axes get names of their own
-        ranks = [len(t.shape) - len(s.replace("...", "")) for t, s in zip(ins, terms, strict=True)]
-        most = max(r for r, s in zip(ranks, terms, strict=True) if "..." in s)
-        spare = [chr(0x3B1 + k) for k in range(most)]
-        terms = [
-            s.replace("...", "".join(spare[most - r :])) for r, s in zip(ranks, terms, strict=True)
-        ]
-        right = right.replace("...", "".join(spare))
-    sizes: dict[str, int] = {}
-    for t, s in zip(ins, terms, strict=True):
-        for c, e in zip(s, t.shape, strict=True):
-            sizes[c] = max(sizes.get(c, 1), e)
-    summed = [c for c in sizes if c not in right]
-    dtype = accumulator(out.dtype)
-    params = (out, *ins)
-    buffers = [parameter(f"p{i}", t) for i, t in enumerate(params)]
-    inner = out.shape[-1] if out.shape else 1
-    width = min(isa.lanes, 1 << (max(inner, 1).bit_length() - 1))
-    tiles = -(-inner // width)
-    total = tir.local("total", width, dtype)
-    if out.elements == 0:
-        return nothing(name, params, 1)
-
-    def task(t: Expr) -> Stmt:
-        first = tirx.min((t % tiles) * width, inner - width)
-        head = unflatten(t // tiles, out.shape[:-1]) if len(out.shape) > 1 else ()
-
-        def product(lane: Expr, where: dict[str, Expr]) -> Expr:
-            value: Expr = None
-            for buffer, t, s in zip(buffers[1:], ins, terms, strict=True):
-                index = tuple(0 if e == 1 else where[c] for c, e in zip(s, t.shape, strict=True))
-                v = tirx.BufferLoad(buffer, [t.layout.flat_index(t.shape, index)])
-                v = cast(loaded(v, t.dtype), dtype)
-                value = v if value is None else value * v
-            return value
-
-        def level(k: int, where: dict[str, Expr]) -> Stmt:
-            if k < len(summed):
-                c = summed[k]
-                return tir.loop("s", sizes[c], lambda v: level(k + 1, {**where, c: v}))
-
-            def add(lane: Expr) -> Stmt:
-                here = dict(where)
-                if right:
-                    here[right[-1]] = first + lane
-                sum_ = tirx.BufferLoad(total, [lane]) + product(lane, here)
-                return tirx.BufferStore(total, sum_, [lane])
-
-            return tir.lanes(width, add)
-
-        zero = tir.lanes(width, lambda k: tirx.BufferStore(total, tirx.const(0, dtype), [k]))
-        outer = dict(zip(right[:-1], head, strict=True))
-
-        def store(lane: Expr) -> Stmt:
-            v = tirx.BufferLoad(total, [lane])
-            v = v if out.dtype == "bfloat16" else cast(v, out.dtype)
-            at = (t // tiles) * inner + first + lane
-            return tirx.BufferStore(buffers[0], stored(v, out.dtype), [at])
-
-        return tir.seq(zero, level(0, outer), tir.lanes(width, store))
-
-    func = tir.prim_func(name, buffers, lambda b, e: tir.loop("t", e - b, task, begin=b), [total])
-    tasks = (out.elements // inner) * tiles
-    return Kernel(name, func, tasks, params)

@@ -9,6 +9,7 @@ from typing import Any
 from tvm import tirx
 
 from effc.backends.tvm.ops import math as m
+from effc.backends.tvm.ops import trigonometry
 from effc.backends.tvm.ops.broadcast import in_wide, is_float
 from effc.backends.tvm.ops.contract import Lazy, OpNode, Refused, rule
 from effc.backends.tvm.ops.math import const, dtype_of, maximum, minimum
@@ -41,17 +42,17 @@ _FUNCTIONS: dict[str, tuple[Callable[[Expr], Expr], int]] = {
     "Sigmoid": (m.sigmoid, 18),
     "Erf": (m.erf, 30),
     "Softplus": (m.softplus, 36),
-    "Sin": (m.sin, 25),
-    "Cos": (m.cos, 25),
-    "Tan": (m.tan, 28),
-    "Asin": (m.asin, 25),
-    "Acos": (m.acos, 25),
-    "Atan": (m.atan, 25),
-    "Sinh": (m.sinh, 30),
-    "Cosh": (m.cosh, 20),
-    "Asinh": (m.asinh, 40),
-    "Acosh": (m.acosh, 40),
-    "Atanh": (m.atanh, 30),
+    "Sin": (trigonometry.sin, 25),
+    "Cos": (trigonometry.cos, 25),
+    "Tan": (trigonometry.tan, 28),
+    "Asin": (trigonometry.asin, 25),
+    "Acos": (trigonometry.acos, 25),
+    "Atan": (trigonometry.atan, 25),
+    "Sinh": (trigonometry.sinh, 30),
+    "Cosh": (trigonometry.cosh, 20),
+    "Asinh": (trigonometry.asinh, 40),
+    "Acosh": (trigonometry.acosh, 40),
+    "Atanh": (trigonometry.atanh, 30),
     "Sqrt": (tirx.sqrt, 4),
     "Floor": (tirx.floor, 1),
     "Ceil": (tirx.ceil, 1),
