@@ -29,7 +29,7 @@ class Measurement(msgspec.Struct, frozen=True, omit_defaults=True):
     threads: int = 1
     seconds: tuple[float, ...] = ()  # one per repetition, after warm-up
     instructions: int | None = None
-    peak_bytes: int | None = None
+    peak_bytes: int | None = None  # intermediate tensors and scratch, constants apart
     joules: float | None = None
 
     @property

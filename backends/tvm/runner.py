@@ -66,7 +66,14 @@ class LibraryRunner(Runner):
             start = time.perf_counter()
             model.run(feeds)
             seconds.append(time.perf_counter() - start)
-        return Measurement("device", "host", self.name, self.threads, tuple(seconds))
+        return Measurement(
+            "device",
+            "host",
+            self.name,
+            self.threads,
+            tuple(seconds),
+            peak_bytes=model.arena_bytes,
+        )
 
     def layers(self, feeds: Feeds, repeats: int) -> list[LayerTime]:
         runs = [self.model.profile(feeds) for _ in range(repeats + 1)][1:]

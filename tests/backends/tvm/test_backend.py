@@ -74,6 +74,7 @@ def test_from_model_to_runner(tmp_path: Path, model_of: Make, weights: Make) -> 
         measured = runner.time(feeds, 5)
         assert len(measured.seconds) == 5
         assert measured.threads == 2
+        assert measured.peak_bytes is not None and measured.peak_bytes >= facts["arena_bytes"]
         layers = runner.layers(feeds, 3)
         assert "conv" in {layer.template for layer in layers}
         assert all(layer.seconds >= 0 for layer in layers)
