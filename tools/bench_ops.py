@@ -36,8 +36,10 @@ from effc.backends.tvm.ops.injective import injective
 from effc.backends.tvm.ops.resize import resize_kernel
 from effc.backends.tvm.ops.strided import strided
 from effc.backends.tvm.program import Kernel
+from effc.core.passinfra import PassContext
 from effc.core.profiles import load_profile
 from effc.core.shapes import infer_shapes
+from effc.passes import parse
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,11 @@ CASES = [
     resized("linear 28->100 64", (1, 64, 28, 28), (100, 100), LINEAR),
     *(elementwise(op, c, 56) for c in (24, 64) for op in ("Relu", "HardSwish", "Sigmoid")),
     Case("Softmax 6x197x197", (6, 197, 197), "y = Softmax(x)", (6, 197, 197)),
-    Case("global average 960x7x7", (1, 960, 7, 7), "y = GlobalAveragePool(x)", (1, 960, 1, 1)),
+    Case("LayerNormalization 197x384", (197, 384),
+         "w = Constant<value_floats = [1.0]>() s = Constant<value = int64[1] {384}>() "
+         "g = Expand(w, s) y = LayerNormalization(x, g)", (197, 384)),
+    Case("ReduceMean 64x56x56", (64, 56, 56),
+         "a = Constant<value = int64[2] {1, 2}>() y = ReduceMean(x, a)", (64, 1, 1)),
 ]  # fmt: skip
 
 
@@ -152,6 +158,7 @@ def kernel_of(case: Case, isa: Isa) -> tuple[Kernel, list[np.ndarray | None]]:
     """The only kernel of a case and its arguments, None for y and x."""
     model = ir.from_proto(case.model)
     infer_shapes(model)
+    parse("lift-constants,fold-constants,eliminate-dead-code").run(model, PassContext())
     if not case.blocked:
         program = lower(model, isa)
         (call,) = program.calls
