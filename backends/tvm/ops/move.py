@@ -27,6 +27,7 @@ Expr = Any
 Stmt = Any
 
 TASKS = 128
+STEPS = 4  # vectors or tiles that a task moves at least
 NARROW = 4  # extents up to this are shuffled vector by vector, larger ones by tiles
 COPIES = 16  # places that one loaded vector is stored to
 _TYPES = {1: "uint8", 2: "uint16", 4: "float32", 8: "float64"}  # moved as these, whatever they are
@@ -90,23 +91,38 @@ def move(
 
 
 def _depth(plan: _Plan) -> int:
-    """How many of the outer loops are tasks."""
+    """How many of the outer loops are tasks, all but the innermost at most."""
     count = 1
-    for depth, axis in enumerate(plan.axes):
+    for depth, axis in enumerate(plan.axes[:-1]):
         if count >= TASKS:
             return depth
         count *= axis.count
-    return len(plan.axes)
+    return max(len(plan.axes) - 1, 0)
+
+
+def _chunk(plan: _Plan) -> int:
+    """Steps of the innermost loop in a task, where the loops outside are too few."""
+    if not plan.axes:
+        return 1
+    depth, count = _depth(plan), plan.axes[-1].count
+    outer = math.prod(a.count for a in plan.axes[:depth])
+    if depth < len(plan.axes) - 1 or outer >= TASKS:
+        return count
+    return min(count, max(STEPS, -(-count * outer // TASKS)))
 
 
 def _tasks(plan: _Plan) -> int:
-    return math.prod(a.count for a in plan.axes[: _depth(plan)])
+    chunks = -(-plan.axes[-1].count // _chunk(plan)) if plan.axes else 1
+    return math.prod(a.count for a in plan.axes[: _depth(plan)]) * chunks
 
 
 def _work(plan: _Plan, buffers: Sequence[Any], dtype: str) -> Callable[[Expr], Stmt]:
-    depth = _depth(plan)
+    depth, chunk = _depth(plan), _chunk(plan)
+    chunks = -(-plan.axes[-1].count // chunk) if plan.axes else 1
 
     def task(t: Expr) -> Stmt:
+        first = (t % chunks) * chunk if chunks > 1 else tirx.const(0, "int32")
+        t = t // chunks if chunks > 1 else t
         out, source = tirx.const(plan.piece.out, "int32"), tirx.const(plan.piece.source, "int32")
         stmts: list[Stmt] = []
         for k, axis in enumerate(plan.axes[:depth]):
@@ -115,9 +131,9 @@ def _work(plan: _Plan, buffers: Sequence[Any], dtype: str) -> Callable[[Expr], S
             at = t // below if below > 1 else t
             stmts.append(tirx.Bind(v, at % axis.count if k else at))
             out, source = _moved(axis, v, out, source)
-        return tir.seq(*stmts, inner(depth, out, source))
+        return tir.seq(*stmts, inner(depth, out, source, first))
 
-    def inner(k: int, out: Expr, source: Expr) -> Stmt:
+    def inner(k: int, out: Expr, source: Expr, first: Expr) -> Stmt:
         if k == len(plan.axes):
             bases = [tirx.Var("out", "int32"), tirx.Var("source", "int32")]
             registers = Registers(buffers[0], buffers[1], dtype)
@@ -125,8 +141,15 @@ def _work(plan: _Plan, buffers: Sequence[Any], dtype: str) -> Callable[[Expr], S
             return tir.seq(
                 tirx.Bind(bases[0], out), tirx.Bind(bases[1], source), registers.statement()
             )
-        axis = plan.axes[k]
-        return tir.loop(f"i{k}", axis.count, lambda v: inner(k + 1, *_moved(axis, v, out, source)))
+        axis, steps = plan.axes[k], plan.axes[k].count
+        if k < len(plan.axes) - 1 or chunks == 1:
+            return tir.loop(
+                f"i{k}", steps, lambda v: inner(k + 1, *_moved(axis, v, out, source), first)
+            )
+        left = tirx.min(tirx.const(chunk, "int32"), steps - first)
+        return tir.loop(
+            f"i{k}", left, lambda v: inner(k + 1, *_moved(axis, first + v, out, source), first)
+        )
 
     return task
 
