@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+_WEIGHT_BYTES = 1 << 29
+
 
 def cpu() -> str:
     """Pipeline text. Attention has no kernel of its own: matrix products and a softmax have.
 
     Other functions of the ONNX text without a kernel become their bodies, which are tidied up again.
+    Weights that a model computes from a few numbers (ConstantOfShape) are computed here: kernels pack
+    their weights when they are built.
     """
     return (
         "decompose-attention,effc.backends.tvm.ops.expand:ExpandFunctions,lift-constants,fold-shapes,"
-        "remove-identity,simplify-layout-ops,fold-constants,eliminate-dead-code,repeat"
+        f"remove-identity,simplify-layout-ops,fold-constants{{max-growth-bytes={_WEIGHT_BYTES}}},eliminate-dead-code,repeat"
     )
