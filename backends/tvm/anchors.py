@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
+from effc.backends.tvm.candidates import Space, conv_space, gemm_space
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.conv import ConvSpec, conv2d, pack_conv2d
 from effc.backends.tvm.kernels.conv_transpose import (
@@ -62,6 +63,7 @@ class Anchor:
     fuses: bool = True
     beside: int = 0
     any_layout: bool = False  # input 0 may also come in another layout, at a small cost
+    tunes: Callable[[OpNode, Isa], Space | None] = lambda node, isa: None  # its blockings
 
 
 Finder = Callable[[OpNode], Anchor | None]
@@ -126,7 +128,7 @@ def _float32(node: OpNode) -> None:
     if dtype != "float32":
         raise Refused(
             f"its data is {dtype}, and this kernel computes in float32",
-            "build the model in float32 (--precision fp32)",
+            "export the model in float32, or build with --backend ort",
         )
 
 
@@ -144,6 +146,7 @@ def _conv_spec(node: OpNode) -> ConvSpec:
         dilations=dilations,
         groups=node.attr("group", 1),
         bias=node.has(2),
+        blocking=node.blocking,
     )
 
 
@@ -176,6 +179,7 @@ def _conv(node: OpNode) -> Anchor:
         weights=(1, 2),
         pack=pack,
         any_layout=groups == 1,
+        tunes=lambda n, isa: conv_space(_conv_spec(n), isa),
     )
 
 
@@ -307,11 +311,14 @@ def _gemm(node: OpNode) -> Anchor:
         weights=(1, 2) if constant else (),
         pack=pack if constant else _nothing,
         beside=int(adds),
+        tunes=lambda n, isa: (
+            gemm_space(_gemm_spec(n, not adds and rows), isa) if constant else None
+        ),
     )
 
 
 def _gemm_spec(node: OpNode, bias: bool) -> GemmSpec:
-    return GemmSpec(node.input(0), node.outputs[0], bias)
+    return GemmSpec(node.input(0), node.outputs[0], bias, node.blocking)
 
 
 def _adding(c: TensorType, beta: float, epilogue: Epilogue) -> Epilogue:
@@ -344,14 +351,18 @@ def _matmul(node: OpNode) -> Anchor:
             a, shape = TensorType((1, *a.shape), a.dtype), (*shape[:-1], 1, shape[-1])
         return a, b, TensorType(shape, out.dtype)
 
+    def spec(node: OpNode) -> GemmSpec:
+        a, _, out = types(node)
+        return GemmSpec(a, out, False, node.blocking)
+
     def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
-        a, b, out = types(node)
-        return pack_gemm(GemmSpec(a, out), isa, np.asarray(node.constants[1]).reshape(b.shape))
+        b = types(node)[1]
+        return pack_gemm(spec(node), isa, np.asarray(node.constants[1]).reshape(b.shape))
 
     def build(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
         a, b, out = types(node)
         if constant:
-            return gemm(GemmSpec(a, out), name, isa, epilogue)
+            return gemm(spec(node), name, isa, epilogue)
         return matmul(MatmulSpec(a, b, out), name, isa, epilogue)
 
     runtime = (0,) if constant else (0, 1)
@@ -363,4 +374,5 @@ def _matmul(node: OpNode) -> Anchor:
         weights=(1,) if constant else (),
         pack=pack if constant else _nothing,
         fuses=not vectors,
+        tunes=lambda n, isa: gemm_space(spec(n), isa) if constant else None,
     )

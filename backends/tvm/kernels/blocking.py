@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from effc.backends.tvm.isa import Isa
@@ -87,7 +88,24 @@ def choose(
     `most` bounds the blocks of a chunk; `reread` bytes come from beyond the second-level cache for
     every chunk.
     """
-    best: tuple[float, int, int] | None = None
+    found = min(
+        costs(isa, counts, blocks, steps, most=most, reread=reread),
+        key=lambda c: c[0],
+        default=(0.0, 1, blocks),
+    )
+    return found[1], found[2]
+
+
+def costs(
+    isa: Isa,
+    counts: dict[int, int],
+    blocks: int,
+    steps: int,
+    *,
+    most: int | None = None,
+    reread: int = 0,
+) -> Iterator[tuple[float, int, int]]:
+    """Cycles, widest tile and number of chunks of every blocking that fits; arguments as of `choose`."""
     for parts in range(1, blocks + 1):
         chunks = even(blocks, parts)
         if chunks[0] > (most or blocks):
@@ -102,8 +120,4 @@ def choose(
                     for u in set(chunks):
                         number = tiles.count(t) * chunks.count(u) * times
                         cycles += number * tile_cycles(isa, t, u, steps)
-            if best is None or cycles < best[0]:
-                best = (cycles, width, parts)
-    if best is None:
-        return 1, blocks
-    return best[1], best[2]
+            yield cycles, width, parts

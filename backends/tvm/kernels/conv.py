@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, forward_axis
+from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.depthwise import Depthwise, pack_depthwise
 from effc.backends.tvm.kernels.direct import Direct
 from effc.backends.tvm.kernels.direct_emission import direct_kernel
@@ -31,6 +32,7 @@ class ConvSpec:
     dilations: tuple[int, ...]
     groups: int = 1
     bias: bool = False
+    blocking: Blocking | None = None  # None: the rule's
 
 
 def is_depthwise(spec: ConvSpec, isa: Isa) -> bool:
@@ -40,7 +42,7 @@ def is_depthwise(spec: ConvSpec, isa: Isa) -> bool:
     return blocked and spec.groups == channels == spec.output.shape[1] > 1
 
 
-def _axes(spec: ConvSpec) -> tuple[Axis, ...]:
+def conv_axes(spec: ConvSpec) -> tuple[Axis, ...]:
     rank = len(spec.kernel)
     return tuple(
         forward_axis(
@@ -55,8 +57,16 @@ def _axes(spec: ConvSpec) -> tuple[Axis, ...]:
 
 
 @lru_cache(maxsize=1024)
-def _direct(spec: ConvSpec, isa: Isa) -> Direct:
-    return Direct(isa, spec.input, spec.output, (_axes(spec),), spec.groups, spec.bias)
+def direct_of(spec: ConvSpec, isa: Isa) -> Direct:
+    return Direct(
+        isa,
+        spec.input,
+        spec.output,
+        (conv_axes(spec),),
+        spec.groups,
+        spec.bias,
+        blocking=spec.blocking,
+    )
 
 
 def conv2d(spec: ConvSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> Kernel:
@@ -67,9 +77,16 @@ def conv2d(spec: ConvSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -
     """
     if is_depthwise(spec, isa):
         return Depthwise(
-            isa, spec.input, spec.output, _axes(spec), spec.bias, name, epilogue
+            isa,
+            spec.input,
+            spec.output,
+            conv_axes(spec),
+            spec.bias,
+            name,
+            epilogue,
+            blocking=spec.blocking,
         ).kernel()
-    return direct_kernel(_direct(spec, isa), name, epilogue)
+    return direct_kernel(direct_of(spec, isa), name, epilogue)
 
 
 def pack_conv2d(
@@ -79,7 +96,7 @@ def pack_conv2d(
     if is_depthwise(spec, isa):
         packed = pack_depthwise(weight, isa)
     else:
-        packed = _direct(spec, isa).pack(weight)
+        packed = direct_of(spec, isa).pack(weight)
     return (packed,) if bias is None else (packed, pack_bias(bias, isa))
 
 

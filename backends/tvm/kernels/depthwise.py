@@ -14,6 +14,7 @@ from tvm import tirx
 from effc.backends.tvm import tir
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, Tile, tile_axis
+from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.epilogue import Epilogue
 from effc.backends.tvm.kernels.loops import (
     bound,
@@ -47,14 +48,19 @@ def widest_tile(isa: Isa, axis: Axis) -> int:
     """Pixels whose accumulators and input row stay in registers."""
     best = 1
     for width in range(1, isa.registers):
-        if width + len(_positions(axis, width)) + 2 <= isa.registers:
+        if width + len(positions(axis, width)) + 2 <= isa.registers:
             best = width
     if best < 6:  # the input row doesn't fit: FMAs read it from memory
         best = min(12, isa.registers - 4)
     return best
 
 
-def _positions(axis: Axis, width: int) -> list[int]:
+def task_rows(rows: int, planes: int) -> int:
+    """Rows of a task, where each of `planes` (images x blocks of channels) has `rows`."""
+    return -(-rows // min(rows, max(1, TASKS // planes)))
+
+
+def positions(axis: Axis, width: int) -> list[int]:
     """Distinct input positions of `width` adjacent outputs, relative to tap 0 of the first."""
     pairs = ((i, j) for i in range(width) for j in range(len(axis.taps)))
     return sorted({i * axis.stride + j * axis.step for i, j in pairs})
@@ -74,6 +80,7 @@ class Depthwise:
     bias: bool
     name: str
     epilogue: Epilogue
+    blocking: Blocking | None = field(default=None, kw_only=True)  # None: the rule's
     buffers: list[Any] = field(default_factory=list, init=False)
 
     weighted: ClassVar[bool] = True  # pooling has no weights
@@ -118,18 +125,19 @@ class Depthwise:
             clean=self.weighted,
         )
         inner = self.axes[-1]
-        self.tiles = tile_axis(inner, widest_tile(self.isa, inner))
+        own = self.blocking or Blocking()
+        self.tiles = tile_axis(inner, own.tile or widest_tile(self.isa, inner))
         self.dynamic = len(self.tiles) > VARIANTS
         if self.dynamic:
             self.tiles = (Tile(0, 1, inner.count, ((True,),) * len(inner.taps)),)
         width = max(t.width for t in self.tiles)
-        self.reuse = len(_positions(inner, width)) + width + 2 <= self.isa.registers
+        self.reuse = len(positions(inner, width)) + width + 2 <= self.isa.registers
         self.acc = tir.local("acc", width * lanes, "float32")
         self.wv = tir.local("wv", lanes, "float32")
-        self.iv = tir.local("iv", len(_positions(inner, width)) * lanes, "float32")
+        self.iv = tir.local("iv", len(positions(inner, width)) * lanes, "float32")
         rows = math.prod(a.count for a in self.axes[:-1])
-        pieces = min(rows, max(1, TASKS // (n * self.blocks)))
-        self.rows, self.piece = rows, -(-rows // pieces)
+        self.rows = rows
+        self.piece = min(own.group or task_rows(rows, n * self.blocks), rows)
         pieces = -(-rows // self.piece)
         order = (("n", n), ("block", self.blocks), ("piece", pieces))
 

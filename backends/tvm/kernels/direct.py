@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, Tile, merge, tile_axis
-from effc.backends.tvm.kernels.blocking import Run, choose, chunk_runs
+from effc.backends.tvm.kernels.blocking import Run, choose, chunk_runs, costs
+from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.loops import spatial_strides
 from effc.backends.tvm.layout import TensorType
 
@@ -39,6 +40,7 @@ class Phase:
     group_tiles: int  # tiles in a task
     stationary: bool  # whether tasks with the same weights are neighbours
     dynamic: bool  # tiles of one pixel with dynamic bounds on every axis
+    unroll: int | None = None  # input channels in the innermost body; None: what it holds
 
     @property
     def taps(self) -> int:
@@ -81,6 +83,7 @@ class Direct:
     phase_axes: tuple[tuple[Axis, ...], ...]
     groups: int
     bias: bool
+    blocking: Blocking | None = field(default=None, kw_only=True)  # None: the rule's
 
     def __post_init__(self) -> None:
         for tensor in (self.input, self.output):
@@ -178,6 +181,23 @@ class Direct:
         """The blocking of each phase."""
         return tuple(self._plan(axes) for axes in self.phase_axes)
 
+    def tile_costs(self, axes: tuple[Axis, ...]) -> list[tuple[float, int, int]]:
+        """Cycles, widest tile and number of chunks of every register tile that fits."""
+        *outer, inner = merge(axes)
+        steps = self.channels * math.prod(len(a.taps) for a in axes)
+        weights = self.split * self.blocks * self.lanes * steps * 4
+        pixels = self.input.bytes // self.input.shape[0]
+        large = min(weights, pixels) > self.isa.l2 // 2
+        found = costs(
+            self.isa,
+            {inner.count: math.prod(a.count for a in outer)},
+            self.blocks,
+            steps,
+            most=None if self.native else 1,
+            reread=pixels if large else 0,
+        )
+        return list(found)
+
     def _plan(self, axes: tuple[Axis, ...]) -> Phase:
         walked = merge(axes)
         inner, outer = walked[-1], walked[:-1]
@@ -186,15 +206,10 @@ class Direct:
         most = None if self.native else 1
         weights = self.split * self.blocks * self.lanes * steps * 4
         pixels = self.input.bytes // self.input.shape[0]
-        large = min(weights, pixels) > self.isa.l2 // 2
-        width, parts = choose(
-            self.isa,
-            {inner.count: rows},
-            self.blocks,
-            steps,
-            most=most,
-            reread=pixels if large else 0,
-        )
+        least = min(self.tile_costs(axes), key=lambda c: c[0], default=(0.0, 1, self.blocks))
+        width, parts = least[1:]
+        own = self.blocking or Blocking()
+        width, parts = own.tile or width, own.chunks or parts
         tiles = tile_axis(inner, width)
         dynamic = len(tiles) > VARIANTS
         if dynamic:
@@ -214,7 +229,9 @@ class Direct:
             group = number if tasks >= 8 else max(1, -(-number * tasks // 8))
         if not stationary and chunk_bytes <= self.isa.l1 // 2:
             group = max(group, min(number, 4))
-        return Phase(axes, walked, tiles, chunks, min(group, number), stationary, dynamic)
+        group = min(own.group or group, number)
+        stationary = stationary if own.stationary is None else own.stationary
+        return Phase(axes, walked, tiles, chunks, group, stationary, dynamic, own.unroll)
 
     # Weights
 

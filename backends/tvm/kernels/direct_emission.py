@@ -285,9 +285,8 @@ class _Emit:
         size = sum(valid) * ctx.run.width
         inside = all(all(v) for v in ctx.tile.valid)
         most = channels if inside or channels < 4 else channels // 2
-        unroll = max(
-            u for u in range(1, most + 1) if channels % u == 0 and u * size <= BODY or u == 1
-        )
+        longest = ctx.phase.unroll or max(1, BODY // max(size, 1))
+        unroll = max(u for u in range(1, min(most, longest) + 1) if channels % u == 0)
         xv, wv = tirx.Var("xi", "int32"), tirx.Var("wi", "int32")
 
         def group(k: Expr) -> Stmt:

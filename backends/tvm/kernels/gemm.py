@@ -20,6 +20,7 @@ from effc.backends.tvm import tir
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis
 from effc.backends.tvm.kernels.blocking import Run
+from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.direct import Direct, Source
 from effc.backends.tvm.kernels.direct_emission import direct_kernel
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
@@ -38,6 +39,7 @@ class GemmSpec:
     a: TensorType
     out: TensorType
     bias: bool = False
+    blocking: Blocking | None = None  # None: the rule's
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,14 @@ class MatmulSpec:
 
 def gemm(spec: GemmSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> Kernel:
     """Params: out, a, packed weights, packed bias (where `spec.bias`), the epilogue's operands."""
-    return direct_kernel(_gemm(spec, isa), name, epilogue)
+    return direct_kernel(gemm_of(spec, isa), name, epilogue)
 
 
 def pack_gemm(
     spec: GemmSpec, isa: Isa, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None = None
 ) -> tuple[npt.NDArray[Any], ...]:
     """The constants of `gemm` in the order of its params: B [K, N], bias [N]."""
-    packed = _gemm(spec, isa).pack(np.ascontiguousarray(weight.T)[:, :, None])
+    packed = gemm_of(spec, isa).pack(np.ascontiguousarray(weight.T)[:, :, None])
     return (packed,) if bias is None else (packed, np.pad(bias, (0, -bias.size % isa.lanes)))
 
 
@@ -77,9 +79,9 @@ def matmul(spec: MatmulSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY)
 
 
 @lru_cache(maxsize=1024)
-def _gemm(spec: GemmSpec, isa: Isa) -> Product:
+def gemm_of(spec: GemmSpec, isa: Isa) -> Product:
     m = math.prod(spec.out.shape[:-1])
-    return _product(isa, spec.a, spec.out, (), m, spec.bias)
+    return _product(isa, spec.a, spec.out, (), m, spec.bias, blocking=spec.blocking)
 
 
 def _product(
@@ -91,6 +93,7 @@ def _product(
     bias: bool,
     b: TensorType | None = None,
     transposed: bool = False,
+    blocking: Blocking | None = None,
 ) -> Product:
     k, n, images = a.shape[-1], out.shape[-1], math.prod(batch)
     return Product(
@@ -105,6 +108,7 @@ def _product(
         batch,
         b,
         transposed,
+        blocking=blocking,
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import tirx
 
+from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.program import Kernel
 from effc.backends.tvm.tir import let
@@ -52,6 +53,7 @@ class OpNode:
     outputs: tuple[TensorType, ...]
     constants: Mapping[int, npt.NDArray[Any]] = field(default_factory=dict)  # logical order
     opset: int = 0  # of the operator's domain; 0: the newest
+    blocking: Blocking | None = None  # how its kernel is cut; None: by rule
 
     def attr(self, name: str, default: Any = None) -> Any:
         """The value of an attribute, strings decoded."""
@@ -76,7 +78,8 @@ class OpNode:
         if i not in self.constants:
             raise Refused(
                 f"{what} (input {i}) is computed at run time",
-                f"make {what} a constant: fix the input shapes (--shape) so that it folds",
+                f"make {what} a constant: fix the input shapes (--shape) so that it folds, or let larger "
+                "constants fold (--pass 'fold-constants{max-growth-bytes=100000000}')",
             )
         return np.asarray(self.constants[i])
 
