@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from effc.artifacts import open_artifact as open_artifact
-    from effc.build import BuildOptions as BuildOptions
     from effc.build import BuildResult as BuildResult
     from effc.build import build as build
+    from effc.choices import BuildOptions as BuildOptions
     from effc.core.backend import Backend as Backend
     from effc.core.errors import EffcError as EffcError
     from effc.core.passinfra import Effect as Effect
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Backend": "effc.core.backend",
-    "BuildOptions": "effc.build",
+    "BuildOptions": "effc.choices",
     "BuildResult": "effc.build",
     "Effect": "effc.core.passinfra",
     "EffcError": "effc.core.errors",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -13,57 +13,37 @@ from typing import Any
 import msgspec
 import onnx_ir as ir
 
-from effc import passes
 from effc.artifacts import REPORT, check_place, seal, staging_folder
-from effc.backends import BACKENDS, make_backend
-from effc.core.artifact import Artifact, Manifest, PassEntry, TensorSpec, Verdict, sha256_file
+from effc.choices import (
+    DEFAULTS,
+    BuildOptions,
+    choose_backend,
+    choose_pipeline,
+    choose_target,
+)
+from effc.core.artifact import Artifact, Manifest, PassEntry, Verdict, sha256_file
 from effc.core.backend import Backend, TuneBudget
 from effc.core.check import check_model
 from effc.core.cost import live_bytes
 from effc.core.data import Samples, SyntheticSamples, open_samples
-from effc.core.errors import BackendUnavailable, ConfigError, VerificationError
+from effc.core.errors import VerificationError
 from effc.core.instruments import DumpAfterEach, VerifyEach, first_broken_pass
-from effc.core.measure import Device, Feeds, LayerTime, Measurement, interleaved
+from effc.core.measure import Array, Device, Feeds, LayerTime, Measurement, interleaved
 from effc.core.passinfra import Effect, Instrument, Pass, PassContext, PassRecord, Pipeline
 from effc.core.preprocess import Preprocess
-from effc.core.profiles import load_profile
 from effc.core.reference import OnnxRuntimeRunner, record_goldens
 from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.source import Source
 from effc.core.specs import static_specs
-from effc.core.target import Target
 from effc.core.verify import judge
 from effc.report.page import write_page
 from effc.sources import load
 
-PRECISIONS = ("fp32",)
 GOLDENS = 4  # samples whose answers are recorded before anything changes
 
 Progress = Callable[
     [str, float], None
 ]  # what happens now, and how much of the build is done (0..1)
-
-
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """The user's choices; the defaults are what `effc build MODEL --target T` means."""
-
-    precision: str = "fp32"
-    backend: str = ""  # "" is the backend of the target's profile
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    samples: Samples | Path | None = None  # a path is opened for the inputs of the model
-    preprocess: Preprocess | None = None
-    pipeline: str = ""  # replaces the default passes
-    passes: tuple[str, ...] = ()  # appended to the pipeline: `id{options}` or `file.py:Class`
-    skip: frozenset[str] = frozenset()  # ids left out of the whole pipeline
-    tune_seconds: float = 0.0
-    seed: int = 0
-    threads: tuple[int, ...] = ()  # thread counts to measure; () is one and all cores
-    measure: bool = True
-    verify_each: bool = False
-    dump: Path | None = None
-    pack: bool = False
-    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +60,7 @@ def build(
     source: str,
     target: str,
     out: Path,
-    options: BuildOptions = BuildOptions(),
+    options: BuildOptions = DEFAULTS,
     *,
     progress: Progress = lambda what, done: None,
 ) -> BuildResult:
@@ -91,31 +71,24 @@ def build(
     """
     check_place(out, pack=options.pack)
     chosen = choose_target(target, options)
+
     progress("load", 0.0)
-    loaded = load(source, options.shapes)
-    check_model(loaded.model, allow_nonfinite=options.allow_nonfinite)
-    fix_shapes(loaded.model, options.shapes)
-    infer_shapes(loaded.model)
-    model = loaded.model.clone()
-    backend = choose_backend(
-        chosen, options
-    )  # after the model: a toolchain takes seconds to import
+    loaded = _load(source, options)
+    # after the model: to import a toolchain takes seconds
+    backend = choose_backend(chosen, options)
     pipeline = choose_pipeline(options, backend, chosen)
-    inputs, outputs = static_specs(model.graph.inputs), static_specs(model.graph.outputs)
 
     progress("record goldens", 0.2)
-    preprocess = options.preprocess or _known_preprocess(loaded)
-    given = _samples(options, inputs, preprocess)
-    samples = given or SyntheticSamples(inputs, count=GOLDENS, seed=options.seed)
-    feeds = list(islice(samples, GOLDENS))
-    goldens = record_goldens(model, feeds)
+    samples = _samples(loaded, options)
+    goldens = Goldens.record(loaded.model, samples)
 
-    context = PassContext(chosen, given, options.seed)
-    records = pipeline.run(
-        model,
-        context,
-        [*_instruments(options, feeds), _PassProgress(progress, 0.22, 0.25, pipeline)],
-    )
+    model = loaded.model.clone()
+    context = PassContext(chosen, samples, options.seed)
+    instruments = [
+        *_instruments(options, goldens.feeds),
+        _PassProgress(progress, 0.22, 0.25, pipeline),
+    ]
+    records = pipeline.run(model, context, instruments)  # canonicalize, compress, legalize
 
     progress(f"lower for {chosen.profile.name}", 0.25)
     lowered = backend.lower(model, chosen)
@@ -127,125 +100,95 @@ def build(
     with staging_folder(out, pack=options.pack) as folder:
         progress("compile", 0.3)
         files = backend.compile(lowered, chosen, folder)
-        manifest = Manifest(
-            format=1,
-            source={"name": loaded.name, "sha256": loaded.sha256, "frontend": loaded.kind},
-            target=chosen.profile.name,
-            backend=backend.id,
-            precision=chosen.precision,
-            inputs=inputs,
-            outputs=outputs,
-            files={
-                path.relative_to(folder).as_posix(): sha256_file(path) for path in files.values()
-            },
-            passes=tuple(PassEntry(r.id, r.options, r.effect, r.rewrites) for r in records),
-            pipeline=str(pipeline),
-            versions=_versions(backend),
-            verdict=Verdict("not run", "verification has not run yet"),
-            preprocess=preprocess.describe() if preprocess else None,
-            details={
-                **backend.describe(lowered),
-                "goldens": {
-                    "samples": len(feeds),
-                    "synthetic": samples.synthetic,
-                    "fingerprint": samples.fingerprint,
-                },
-            },
+        artifact = Artifact(
+            folder,
+            Manifest(
+                format=1,
+                source={"name": loaded.name, "sha256": loaded.sha256, "frontend": loaded.kind},
+                target=chosen.profile.name,
+                backend=backend.id,
+                precision=chosen.precision,
+                inputs=static_specs(loaded.model.graph.inputs),
+                outputs=static_specs(loaded.model.graph.outputs),
+                files={p.relative_to(folder).as_posix(): sha256_file(p) for p in files.values()},
+                passes=tuple(PassEntry(r.id, r.options, r.effect, r.rewrites) for r in records),
+                pipeline=str(pipeline),
+                versions=_versions(backend),
+                verdict=Verdict("not run", backend.why_no_device(chosen)),
+                preprocess=_described(options.preprocess or _wanted_preprocess(loaded)),
+                details={**backend.describe(lowered), "goldens": goldens.describe()},
+            ),
         )
-
-        progress("verify", 0.6)
-        verdict = Verdict("not run", backend.why_no_device(chosen))
+        layers: list[LayerTime] = []
         if device is not None:
-            with device.runner(Artifact(folder, manifest)) as runner:
-                answers = [runner.infer(f) for f in feeds]
-            verdict = judge(
-                goldens,
-                answers,
-                _promise(records),
-                lambda: record_goldens(loaded.model, feeds, optimize=True),
-            )
-        manifest = msgspec.structs.replace(manifest, verdict=verdict)
-        if options.measure and device is not None and verdict.status == "passed":
-            progress("measure", 0.65)
-            manifest = msgspec.structs.replace(
-                manifest,
-                measurements=_measure(
-                    device, Artifact(folder, manifest), loaded.model, feeds[0], options, progress
-                ),
-            )
+            progress("verify", 0.6)
+            artifact = _with(artifact, verdict=_verify(device, artifact, loaded, goldens, records))
+            if options.measure and artifact.manifest.verdict.status == "passed":
+                measured = _measure(device, artifact, loaded, goldens.feeds[0], options, progress)
+                artifact = _with(artifact, measurements=measured)
+                layers = _layers(device, artifact, goldens.feeds[0])
         write_page(
-            folder / REPORT,
-            manifest,
-            layers=_layers(device, Artifact(folder, manifest), feeds[0], options),
-            memory=live_bytes(model.graph),
+            folder / REPORT, artifact.manifest, layers=layers, memory=live_bytes(model.graph)
         )
-        artifact, path = seal(folder, manifest, out, pack=options.pack)
+        artifact, path = seal(folder, artifact.manifest, out, pack=options.pack)
 
-    if verdict.status == "failed":
+    if artifact.manifest.verdict.status == "failed":
         raise VerificationError(
-            f"{str(out)!r}: {verdict.reason}", hint=_blame(loaded.model, pipeline, context, feeds)
+            f"{str(out)!r}: {artifact.manifest.verdict.reason}",
+            hint=_blame(loaded.model, pipeline, context, goldens.feeds),
         )
     progress("done", 1.0)
-    return BuildResult(artifact, path, records, manifest.measurements)
+    return BuildResult(artifact, path, records, artifact.manifest.measurements)
 
 
-def choose_target(name: str, options: BuildOptions) -> Target:
-    """The profile called `name` with the choices of `options`."""
-    if options.precision not in PRECISIONS:
-        raise ConfigError(
-            f"precision {options.precision!r} is not one of {', '.join(PRECISIONS)}",
-            hint="this version builds at the precision of the model: leave --precision out",
-        )
-    profile = load_profile(name)
-    return Target(
-        profile,
-        precision=options.precision,
-        shapes=options.shapes,
-        threads=max(options.threads, default=profile.cores),
-    )
+@dataclass(frozen=True, slots=True)
+class Goldens:
+    """The answers of the untouched model, recorded before anything changes."""
+
+    samples: Samples
+    feeds: list[Feeds]
+    answers: list[dict[str, Array]]
+
+    @classmethod
+    def record(cls, model: ir.Model, samples: Samples) -> Goldens:
+        """Record the first GOLDENS of `samples` with onnxruntime, its optimizations off."""
+        feeds = list(islice(samples, GOLDENS))
+        return cls(samples, feeds, record_goldens(model, feeds))
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says about them."""
+        return {
+            "samples": len(self.feeds),
+            "synthetic": self.samples.synthetic,
+            "fingerprint": self.samples.fingerprint,
+        }
 
 
-def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
-    """The backend that builds for `target`; BackendUnavailable says why it can't."""
-    name = options.backend or target.profile.backend
-    if name not in BACKENDS.table():
-        raise BackendUnavailable(
-            f"target {target.profile.name!r} needs the backend {name!r}, which this version does not have",
-            hint="effc targets lists what can be built from here",
-        )
-    backend = make_backend(name)
-    for availability in (backend.probe(), backend.accepts(target)):
-        if not availability.ok:
-            raise BackendUnavailable(
-                f"backend {name!r} can't build for {target.profile.name}: {availability.reason}",
-                hint=availability.hint,
-            )
-    return backend
+def _load(source: str, options: BuildOptions) -> Source:
+    """The model: read, checked, its shapes fixed and inferred."""
+    loaded = load(source, options.shapes)
+    check_model(loaded.model, allow_nonfinite=options.allow_nonfinite)
+    fix_shapes(loaded.model, options.shapes)
+    infer_shapes(loaded.model)
+    static_specs(loaded.model.graph.outputs)
+    return loaded
 
 
-def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> Pipeline:
-    """Canonicalize, compress (the user's passes), fuse, then what the backend needs."""
-    standard = options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}"
-    whole = passes.parse(",".join((standard, *options.passes, backend.legalize(target))))
-    unknown = options.skip - {p.id for p in whole.passes}
-    if unknown:
-        raise ConfigError(
-            f"--skip names {', '.join(sorted(unknown))}, which the pipeline does not run",
-            hint=f"it runs: {', '.join(dict.fromkeys(p.id for p in whole.passes))}",
-        )
-    return Pipeline(tuple(p for p in whole.passes if p.id not in options.skip))
-
-
-def _known_preprocess(source: Source) -> Preprocess | None:
+def _wanted_preprocess(source: Source) -> Preprocess | None:
     return Preprocess.parse(source.preprocess) if source.preprocess else None
 
 
-def _samples(
-    options: BuildOptions, inputs: Sequence[TensorSpec], preprocess: Preprocess | None
-) -> Samples | None:
+def _described(preprocess: Preprocess | None) -> dict[str, Any] | None:
+    return preprocess.describe() if preprocess else None
+
+
+def _samples(source: Source, options: BuildOptions) -> Samples:
+    """The user's samples, or made-up ones, which say so."""
+    inputs = static_specs(source.model.graph.inputs)
     if isinstance(options.samples, Path):
+        preprocess = options.preprocess or _wanted_preprocess(source)
         return open_samples(options.samples, inputs, preprocess)
-    return options.samples
+    return options.samples or SyntheticSamples(inputs, count=GOLDENS, seed=options.seed)
 
 
 def _instruments(options: BuildOptions, feeds: Sequence[Feeds]) -> list[Instrument]:
@@ -275,15 +218,32 @@ class _PassProgress:
     def failed(self, step: Pass, model: ir.Model, error: Exception) -> None: ...
 
 
-def _promise(records: Sequence[PassRecord]) -> Effect:
-    """The weakest promise of the passes that changed anything."""
-    return max((Effect[r.effect] for r in records if r.rewrites), default=Effect.EXACT)
+def _verify(
+    device: Device,
+    artifact: Artifact,
+    source: Source,
+    goldens: Goldens,
+    records: Sequence[PassRecord],
+) -> Verdict:
+    """The artifact's answers on `device`, held to the weakest promise of the passes that changed anything."""
+    promise = max((Effect[r.effect] for r in records if r.rewrites), default=Effect.EXACT)
+    with device.runner(artifact) as runner:
+        answers = [runner.infer(f) for f in goldens.feeds]
+
+    def control() -> list[dict[str, Array]]:
+        return record_goldens(source.model, goldens.feeds, optimize=True)
+
+    return judge(goldens.answers, answers, promise, control)
+
+
+def _with(artifact: Artifact, **changes: Any) -> Artifact:
+    return Artifact(artifact.path, msgspec.structs.replace(artifact.manifest, **changes))
 
 
 def _measure(
     device: Device,
     artifact: Artifact,
-    original: ir.Model,
+    source: Source,
     feeds: Feeds,
     options: BuildOptions,
     progress: Progress,
@@ -296,7 +256,7 @@ def _measure(
         begin, share = 0.65 + 0.3 * at / len(counts), 0.3 / len(counts)
         with (
             device.runner(artifact, threads) as ours,
-            OnnxRuntimeRunner(original, threads=threads) as theirs,
+            OnnxRuntimeRunner(source.model, threads=threads) as theirs,
         ):
             own, reference = interleaved(
                 [ours, theirs],
@@ -316,12 +276,8 @@ def _rounds(
     return lambda done, total: progress(what, begin + share * done / total)
 
 
-def _layers(
-    device: Device | None, artifact: Artifact, feeds: Feeds, options: BuildOptions
-) -> list[LayerTime]:
+def _layers(device: Device, artifact: Artifact, feeds: Feeds) -> list[LayerTime]:
     """The time of every call on one thread, for the report."""
-    if device is None or not options.measure or artifact.manifest.verdict.status != "passed":
-        return []
     with device.runner(artifact) as runner:
         return runner.layers(feeds, 20)
 

@@ -8,7 +8,7 @@ import msgspec
 import onnx_ir as ir
 
 from effc.backends import BACKENDS, make_backend
-from effc.build import BuildOptions, choose_backend, choose_pipeline, choose_target
+from effc.choices import BuildOptions, choose_backend, choose_pipeline, choose_target
 from effc.core.check import check_model
 from effc.core.errors import Problem
 from effc.core.passinfra import PassContext

@@ -82,8 +82,8 @@ def build(  # noqa: PLR0913
     SOURCE is a model file (.onnx), module:attribute or file.py:attribute of a torch module, or zoo:NAME.
     Its answers are recorded with onnxruntime before anything changes, and the artifact's are held to them.
     """
-    from effc.build import BuildOptions
     from effc.build import build as build_artifact
+    from effc.choices import BuildOptions
     from effc.commands.progress import progress_on_stderr
 
     options = BuildOptions(

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from effc.build import BuildOptions, BuildResult, build
+from effc.build import BuildResult, build
+from effc.choices import BuildOptions
 from effc.cli import run
 from effc.commands.output import Output
 

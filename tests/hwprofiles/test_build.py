@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from effc.build import BuildOptions, build
+from effc.build import build
+from effc.choices import BuildOptions
 from effc.core.profiles import all_profiles, load_profile
 from effc.targets import describe_target
 

@@ -1,0 +1,92 @@
+"""What the user chose, and what follows from it: the target, its backend, the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effc import passes
+from effc.backends import BACKENDS, make_backend
+from effc.core.backend import Backend
+from effc.core.data import Samples
+from effc.core.errors import BackendUnavailable, ConfigError
+from effc.core.passinfra import Pipeline
+from effc.core.preprocess import Preprocess
+from effc.core.profiles import load_profile
+from effc.core.target import Target
+
+PRECISIONS = ("fp32",)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """The user's choices; the defaults are what `effc build MODEL --target T` means."""
+
+    precision: str = "fp32"
+    backend: str = ""  # "" is the backend of the target's profile
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    samples: Samples | Path | None = None  # a path is opened for the inputs of the model
+    preprocess: Preprocess | None = None
+    pipeline: str = ""  # replaces the default passes
+    passes: tuple[str, ...] = ()  # appended to the pipeline: `id{options}` or `file.py:Class`
+    skip: frozenset[str] = frozenset()  # ids left out of the whole pipeline
+    tune_seconds: float = 0.0
+    seed: int = 0
+    threads: tuple[int, ...] = ()  # thread counts to measure; () is one and all cores
+    measure: bool = True
+    verify_each: bool = False
+    dump: Path | None = None
+    pack: bool = False
+    allow_nonfinite: bool = False
+
+
+DEFAULTS = BuildOptions()
+
+
+def choose_target(name: str, options: BuildOptions) -> Target:
+    """The profile called `name` with the choices of `options`."""
+    if options.precision not in PRECISIONS:
+        raise ConfigError(
+            f"precision {options.precision!r} is not one of {', '.join(PRECISIONS)}",
+            hint="this version builds at the precision of the model: leave --precision out",
+        )
+    profile = load_profile(name)
+    return Target(
+        profile,
+        precision=options.precision,
+        shapes=options.shapes,
+        threads=max(options.threads, default=profile.cores),
+    )
+
+
+def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
+    """The backend that builds for `target`; BackendUnavailable says why it can't."""
+    name = options.backend or target.profile.backend
+    if name not in BACKENDS.table():
+        raise BackendUnavailable(
+            f"target {target.profile.name!r} needs the backend {name!r}, which this version does not have",
+            hint="effc targets lists what can be built from here",
+        )
+    backend = make_backend(name)
+    for availability in (backend.probe(), backend.accepts(target)):
+        if not availability.ok:
+            raise BackendUnavailable(
+                f"backend {name!r} can't build for {target.profile.name}: {availability.reason}",
+                hint=availability.hint,
+            )
+    return backend
+
+
+def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> Pipeline:
+    """Canonicalize, compress (the user's passes), fuse, then what the backend needs."""
+    standard = options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}"
+    whole = passes.parse(",".join((standard, *options.passes, backend.legalize(target))))
+    unknown = options.skip - {p.id for p in whole.passes}
+    if unknown:
+        raise ConfigError(
+            f"--skip names {', '.join(sorted(unknown))}, which the pipeline does not run",
+            hint=f"it runs: {', '.join(dict.fromkeys(p.id for p in whole.passes))}",
+        )
+    return Pipeline(tuple(p for p in whole.passes if p.id not in options.skip))
