@@ -54,9 +54,11 @@ class Graph:
         self._prefix = ""
         self._count = 0
         for i, tensor in enumerate(self.tensors):
+            if tensor.dtype is None:
+                continue
             if tensor.data is not None:
                 self._constants[i] = tensor.data
-            elif 0 in tensor.shape and tensor.dtype is not None:
+            elif 0 in tensor.shape:
                 self._constants[i] = np.zeros(tensor.shape, tensor.dtype)
         for i in contents.inputs:
             if (i, NATIVE) in self._stored:
@@ -75,6 +77,9 @@ class Graph:
         """Nodes made from here on belong to `operator`."""
         self._prefix = f"{operator.op.lower()}_{operator.index}"
         self._count = 0
+        for i in (*operator.inputs, *operator.outputs):
+            if i >= 0:
+                self._dtype(i)
         for k, i in enumerate(operator.inputs):
             if i >= 0 and not self.known(i):
                 raise FrontendError(
@@ -140,6 +145,16 @@ class Graph:
             raise FrontendError(f"input {k} of {operator.place} is no list of integers")
         return [int(v) for v in array.reshape(-1)]
 
+    def one_int(self, operator: Operator, k: int) -> int:
+        """The integer that is constant input `k`."""
+        numbers = self.ints(operator, k)
+        if len(numbers) != 1:
+            raise FrontendError(
+                f"input {k} of {operator.place} has {len(numbers)} numbers where one is needed",
+                hint=DAMAGED,
+            )
+        return numbers[0]
+
     def axes(self, operator: Operator, k: int, rank: int) -> list[int]:
         """The constant axes of input `k`, from 0 on, sorted, each once."""
         return sorted({self.axis(operator, a, rank) for a in self.ints(operator, k)})
@@ -188,7 +203,7 @@ class Graph:
             value = self.stored(i, layout)
             if quantization is not None:
                 axis = quantization.axis
-                if layout == NCHW:
+                if layout == NCHW and quantization.scale.size > 1:
                     axis = AXIS_IN_NCHW[axis]
                 value = self._dequantize(
                     value, quantization, axis, self.tensors[i].dtype, self.tensors[i].name
@@ -260,6 +275,12 @@ class Graph:
 
     def put(self, i: int, value: ir.Value, layout: str = NATIVE) -> None:
         """`value` is tensor `i` as stored."""
+        if layout == NCHW and self.rank(i) != 4:
+            raise FrontendError(
+                f"tensor {self.tensors[i].name!r} has the shape {list(self.shape(i))} where an image is "
+                "needed",
+                hint=DAMAGED,
+            )
         self._stored[i, layout] = self._name(value, self._form(i, layout))
 
     def put_real(
@@ -283,10 +304,12 @@ class Graph:
 
     def put_const(self, i: int, array: Array) -> None:
         """Tensor `i` always holds `array`."""
+        self._check_shape(i, array.shape)
         self._constants[i] = array
 
     def put_same(self, i: int, constant: int) -> None:
         """Tensor `i` is the dequantized `constant`."""
+        self._check_shape(i, self.shape(constant))
         self._same[i] = constant
         self.put(i, self.emit("Identity", self.real(constant)))
 
@@ -429,6 +452,14 @@ class Graph:
         elif zero.any():
             raise Unsupported(f"tensor {name!r} is int32 with a zero point")
         return self.constant(scale, f"{name}/scale"), offset
+
+    def _check_shape(self, i: int, shape: tuple[int, ...]) -> None:
+        if self.shape(i) != shape:
+            raise FrontendError(
+                f"tensor {self.tensors[i].name!r} has the shape {list(self.shape(i))} in the file, but "
+                f"its operator makes {list(shape)}",
+                hint=DAMAGED,
+            )
 
     def _dtype(self, i: int) -> ir.DataType:
         tensor = self.tensors[i]

@@ -22,6 +22,7 @@ from effc.frontend.tflite.windows import activation
 
 Converter = Callable[[Graph, Operator], None]
 _FAR = (1 << 31) - 1
+_MAX_MIRRORED = 1 << 16  # of one axis, whose indices are written out
 
 
 def _reshape(g: Graph, operator: Operator) -> None:
@@ -108,7 +109,7 @@ def _copied(g: Graph, operator: Operator, x: int, o: int) -> None:
 def _split_even(g: Graph, operator: Operator) -> None:
     # the axis comes first
     x, count = operator.input(1), len(operator.outputs)
-    (axis,) = g.ints(operator, 0) or [0]
+    axis = g.one_int(operator, 0)
     axis = g.axis(operator, axis, g.rank(x))
     size = g.shape(x)[axis]
     _split(g, operator, x, axis, [size // max(count, 1)] * count)
@@ -116,7 +117,7 @@ def _split_even(g: Graph, operator: Operator) -> None:
 
 def _split_v(g: Graph, operator: Operator) -> None:
     x, sizes = operator.input(0), g.ints(operator, 1)
-    (axis,) = g.ints(operator, 2) or [0]
+    axis = g.one_int(operator, 2)
     axis = g.axis(operator, axis, g.rank(x))
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = g.shape(x)[axis] - sum(sizes) - 1
@@ -231,7 +232,7 @@ def _mirror_pad(g: Graph, operator: Operator) -> None:
     x, o = operator.input(0), operator.output()
     edges = _edges(g, operator, x)
     repeats = operator.options.get("Mode", 0) == 1  # SYMMETRIC repeats the border, REFLECT does not
-    if elements(g.shape(o)) > 1 << 28 or any(
+    if max(g.shape(o), default=0) > _MAX_MIRRORED or any(
         max(edges[2 * k : 2 * k + 2]) > size - (not repeats)
         for k, size in enumerate(g.shape(x))
         if any(edges[2 * k : 2 * k + 2])
@@ -307,7 +308,7 @@ def _reduce_bool(op_type: str, g: Graph, operator: Operator) -> None:
 
 def _arg(op_type: str, g: Graph, operator: Operator) -> None:
     x, o = operator.input(0), operator.output()
-    (axis,) = g.ints(operator, 1) or [0]
+    axis = g.one_int(operator, 1)
     y = g.emit(op_type, g.real(x), axis=g.axis(operator, axis, g.rank(x)), keepdims=0)
     g.put(o, _as_stored(g, y, o))
 
@@ -321,7 +322,7 @@ def _as_stored(g: Graph, value: ir.Value, o: int) -> ir.Value:
 
 def _topk(g: Graph, operator: Operator) -> None:
     x = operator.input(0)
-    (k,) = g.ints(operator, 1) or [0]
+    k = g.one_int(operator, 1)
     values, indices = g.emit_many(2, "TopK", g.real(x), g.int64(k), axis=-1)
     g.put_real(operator.output(0), values)
     g.put(operator.output(1), _as_stored(g, indices, operator.output(1)))
@@ -329,7 +330,7 @@ def _topk(g: Graph, operator: Operator) -> None:
 
 def _cumsum(g: Graph, operator: Operator) -> None:
     x, options = operator.input(0), operator.options
-    (axis,) = g.ints(operator, 1) or [0]
+    axis = g.one_int(operator, 1)
     y = g.emit(
         "CumSum",
         g.real(x),

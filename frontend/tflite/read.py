@@ -184,7 +184,7 @@ class _Reader:
         shape = tuple(int(d) for d in tensor.ShapeAsNumpy()) if rank else ()
         signature = self._count(tensor.ShapeSignatureLength())
         dynamic = bool(signature and (tensor.ShapeSignatureAsNumpy() < 0).any())
-        if rank > MAX_RANK or any(d < 0 for d in shape) or math.prod(shape) > 1 << 40:
+        if rank > MAX_RANK or any(d < 0 for d in shape) or math.prod(d for d in shape if d) > 1 << 40:
             raise FrontendError(f"tensor {name!r} has the shape {list(shape)[:9]}", hint=DAMAGED)
         type_name = _names(self.schema, "TensorType").get(tensor.Type(), f"type {tensor.Type()}")
         dtype = _DTYPES.get(type_name)

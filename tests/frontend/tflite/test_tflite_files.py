@@ -86,7 +86,8 @@ def test_weights_in_another_type(tfl: Any, kind: str) -> None:
     w = net.tensor((6, 3, 3, 4))
     net.op("DEQUANTIZE", [stored], [w])
     y = net.tensor((1, 5, 6, 6))
-    net.op("CONV_2D", [x, w], [y], "Conv2DOptions", Padding=0, StrideH=1, StrideW=1,
+    b = net.const(rng.normal(size=6).astype(np.float32))
+    net.op("CONV_2D", [x, w, b], [y], "Conv2DOptions", Padding=0, StrideH=1, StrideW=1,
            DilationHFactor=1, DilationWFactor=1)  # fmt: skip
     net.outputs = [y]
     feed = rng.normal(size=(1, 5, 6, 4)).astype(np.float32)
