@@ -26,14 +26,20 @@ from effc.core.ir import no_garbage_collection, shape_of
 from effc.core.shapes import infer_shapes
 from effc.core.source import Source
 from effc.frontend.files import open_regular, printable
-from effc.frontend.tflite import elementwise, movement, windows
+from effc.frontend.tflite import blocks, elementwise, movement, reductions, windows
 from effc.frontend.tflite.graph import Graph, Unsupported
 from effc.frontend.tflite.read import DAMAGED, Contents, Operator, read
 
 MAX_FILE_BYTES = 1 << 32
 _SHOWN = 20  # refused operators in one message
 
-CONVERTERS = {**windows.CONVERTERS, **elementwise.CONVERTERS, **movement.CONVERTERS}
+CONVERTERS = {
+    **windows.CONVERTERS,
+    **blocks.CONVERTERS,
+    **elementwise.CONVERTERS,
+    **movement.CONVERTERS,
+    **reductions.CONVERTERS,
+}
 
 # operators that need more than a converter, and what to do about them
 _REMEDIES = {
@@ -59,7 +65,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 def load_source(path: str | os.PathLike[str]) -> Source:
     """`load`, with the SHA-256 of the file and notes about what the import did."""
     file = Path(path)
-    schema: Any = require(f"TFLite model {printable(file)}", "tflite", "tflite")[0]
+    schema: Any = require(f"TensorFlow Lite model {printable(file)}", "tflite", "tflite")[0]
     try:
         with os.fdopen(open_regular(file), "rb") as stream:
             if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
@@ -79,7 +85,7 @@ def load_source(path: str | os.PathLike[str]) -> Source:
 def convert(contents: Contents) -> ir.Model:
     """The model in the IR. FrontendError that lists every operator which effc can't take."""
     refused = [
-        (o, f"is a custom operator{'' if o.custom else ' to effc'}", "")
+        (o, "is a custom operator", "")
         if o.custom
         else (o, "is an operator that effc does not take", "")
         for o in contents.operators

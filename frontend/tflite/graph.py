@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from effc.core.errors import FrontendError
 from effc.core.ir import WORKING_IR_VERSION, WORKING_OPSET
-from effc.frontend.tflite.read import DAMAGED, Array, Contents, Operator, Quantization, Tensor
+from effc.frontend.tflite.read import DAMAGED, Array, Contents, Operator, Quantization
 
 NATIVE = "native"
 NCHW = "NCHW"

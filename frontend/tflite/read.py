@@ -46,7 +46,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`dtype` is None for types that numpy has not (`type_name` says which); `data` is None unless constant."""
+    """`dtype` is None for types that numpy has not (see `type_name`), `data` unless it is constant."""
 
     name: str
     type_name: str
@@ -126,7 +126,7 @@ class _Reader:
         model = self.schema.Model.GetRootAs(self.data, 0)
         if model.Version() != 3:
             raise FrontendError(
-                f"it has the schema version {model.Version()}; effc reads version 3",
+                f"this TensorFlow Lite file has the schema version {model.Version()}; effc reads version 3",
                 hint="convert the model again with a current TensorFlow",
             )
         self.at = "the table of operator codes"
@@ -184,7 +184,11 @@ class _Reader:
         shape = tuple(int(d) for d in tensor.ShapeAsNumpy()) if rank else ()
         signature = self._count(tensor.ShapeSignatureLength())
         dynamic = bool(signature and (tensor.ShapeSignatureAsNumpy() < 0).any())
-        if rank > MAX_RANK or any(d < 0 for d in shape) or math.prod(d for d in shape if d) > 1 << 40:
+        if (
+            rank > MAX_RANK
+            or any(d < 0 for d in shape)
+            or math.prod(d for d in shape if d) > 1 << 40
+        ):
             raise FrontendError(f"tensor {name!r} has the shape {list(shape)[:9]}", hint=DAMAGED)
         type_name = _names(self.schema, "TensorType").get(tensor.Type(), f"type {tensor.Type()}")
         dtype = _DTYPES.get(type_name)
@@ -201,9 +205,7 @@ class _Reader:
     ) -> Array | None:
         number = tensor.Buffer()
         if not 0 <= number < max(buffers, 1):
-            raise FrontendError(
-                f"tensor {name!r} names buffer {number} of {buffers}", hint=DAMAGED
-            )
+            raise FrontendError(f"tensor {name!r} names buffer {number} of {buffers}", hint=DAMAGED)
         if number == 0:  # by convention the empty one, for what is computed
             return None
         buffer = self._present(model.Buffers(number))
@@ -261,7 +263,9 @@ class _Reader:
         operator = self._present(graph.Operators(index))
         code = operator.OpcodeIndex()
         if code >= len(codes):
-            raise FrontendError(f"operator #{index} names code {code} of {len(codes)}", hint=DAMAGED)
+            raise FrontendError(
+                f"operator #{index} names code {code} of {len(codes)}", hint=DAMAGED
+            )
         name, custom = codes[code]
         self.at = f"operator #{index} ({name})"
         return Operator(

@@ -149,7 +149,9 @@ class Net:
             tflite.OperatorAddInputs(b, inputs)
             tflite.OperatorAddOutputs(b, outputs)
             if options is not None:
-                tflite.OperatorAddBuiltinOptionsType(b, getattr(tflite.BuiltinOptions, spec.options))
+                tflite.OperatorAddBuiltinOptionsType(
+                    b, getattr(tflite.BuiltinOptions, spec.options)
+                )
                 tflite.OperatorAddBuiltinOptions(b, options)
             operators.append(tflite.OperatorEnd(b))
         lists = [offsets(tensors), numbers(self.inputs, np.int32)]
@@ -209,9 +211,7 @@ def session(model: ir.Model, *, optimized: bool = False) -> ort.InferenceSession
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = (
-        level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
-    )
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     return ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

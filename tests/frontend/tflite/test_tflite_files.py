@@ -21,7 +21,9 @@ def small(tfl: Any) -> bytes:
     rng = np.random.default_rng(0)
     net = tfl.Net()
     x = net.input((1, 8, 8, 3), np.int8, scale=[0.05], zero_point=[3])
-    w = net.const(rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8), scale=[0.01] * 4, zero_point=[0] * 4)
+    w = net.const(
+        rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8), scale=[0.01] * 4, zero_point=[0] * 4
+    )
     b = net.const(rng.integers(-99, 99, 4).astype(np.int32), scale=[0.0005] * 4, zero_point=[0] * 4)
     y = net.tensor((1, 4, 4, 4), np.int8, scale=[0.1], zero_point=[-128])
     net.op("CONV_2D", [x, w, b], [y], "Conv2DOptions", Padding=0, StrideH=2, StrideW=2,
@@ -60,7 +62,7 @@ def test_channels_first_inside_without_transposes(tfl: Any) -> None:
     w = net.const(rng.normal(size=(4, 1, 1, 4)).astype(np.float32))
     x = net.input((1, 5, 6, 4))
     t = [net.tensor((1, 5, 6, 4)) for _ in range(4)]
-    conv = dict(Padding=0, StrideH=1, StrideW=1, DilationHFactor=1, DilationWFactor=1)
+    conv = {"Padding": 0, "StrideH": 1, "StrideW": 1, "DilationHFactor": 1, "DilationWFactor": 1}
     net.op("CONV_2D", [x, w], [t[0]], "Conv2DOptions", **conv)
     net.op("RELU", [t[0]], [t[1]])
     net.op("ADD", [t[0], t[1]], [t[2]], "AddOptions")

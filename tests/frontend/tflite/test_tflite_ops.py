@@ -52,9 +52,31 @@ for padding in (SAME, VALID):
                 f"{op}-p{padding}s{stride}", op, [IMAGE], options="Pool2DOptions", Padding=padding,
                 StrideH=stride, StrideW=stride, FilterHeight=3, FilterWidth=2,
             )  # fmt: skip
-case("fully-connected", "FULLY_CONNECTED", [(3, 8)], real(5, 8), real(5), options="FullyConnectedOptions", FusedActivationFunction=1)
-case("fully-connected-4d", "FULLY_CONNECTED", [(1, 2, 3, 8)], real(5, 8), options="FullyConnectedOptions", KeepNumDims=True)
-case("fully-connected-flat", "FULLY_CONNECTED", [(1, 2, 2, 4)], real(5, 16), real(5), options="FullyConnectedOptions")
+case(
+    "fully-connected",
+    "FULLY_CONNECTED",
+    [(3, 8)],
+    real(5, 8),
+    real(5),
+    options="FullyConnectedOptions",
+    FusedActivationFunction=1,
+)
+case(
+    "fully-connected-4d",
+    "FULLY_CONNECTED",
+    [(1, 2, 3, 8)],
+    real(5, 8),
+    options="FullyConnectedOptions",
+    KeepNumDims=True,
+)
+case(
+    "fully-connected-flat",
+    "FULLY_CONNECTED",
+    [(1, 2, 2, 4)],
+    real(5, 16),
+    real(5),
+    options="FullyConnectedOptions",
+)
 for op, options in (("ADD", "AddOptions"), ("SUB", "SubOptions"), ("MUL", "MulOptions")):
     case(op, op, [IMAGE, IMAGE], options=options, FusedActivationFunction=1)
     case(f"{op}-channel", op, [IMAGE], real(4), options=options, FusedActivationFunction=3)
@@ -72,7 +94,14 @@ case("PRELU", "PRELU", [IMAGE], real(1, 1, 4))
 for axis in ([1, 2], [3], [2], [-1, 0]):
     for keep in (False, True):
         for op in ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN"):
-            case(f"{op}-{axis}-{keep}", op, [(2, 7, 9, 4)], ints(*axis), options="ReducerOptions", KeepDims=keep)
+            case(
+                f"{op}-{axis}-{keep}",
+                op,
+                [(2, 7, 9, 4)],
+                ints(*axis),
+                options="ReducerOptions",
+                KeepDims=keep,
+            )
 case("RESHAPE", "RESHAPE", [IMAGE], ints(7, 36), options="ReshapeOptions", NewShape=[7, 36])
 case("SQUEEZE", "SQUEEZE", [(1, 1, 5)], options="SqueezeOptions", SqueezeDims=[0])
 case("EXPAND_DIMS", "EXPAND_DIMS", [(2, 5)], ints(1), options="ExpandDimsOptions")
@@ -83,25 +112,98 @@ case("L2_NORMALIZATION", "L2_NORMALIZATION", [(2, 10)], options="L2NormOptions")
 case("CONCATENATION", "CONCATENATION", [IMAGE, IMAGE], options="ConcatenationOptions", Axis=3)
 case("CONCATENATION-1", "CONCATENATION", [IMAGE, IMAGE], options="ConcatenationOptions", Axis=-3)
 case("PAD", "PAD", [IMAGE], ints([0, 0], [1, 2], [3, 0], [0, 1]), options="PadOptions")
-case("PADV2", "PADV2", [IMAGE], ints([0, 0], [1, 2], [3, 0], [0, 1]), ("real", np.float32(0.5)), options="PadV2Options")
+case(
+    "PADV2",
+    "PADV2",
+    [IMAGE],
+    ints([0, 0], [1, 2], [3, 0], [0, 1]),
+    ("real", np.float32(0.5)),
+    options="PadV2Options",
+)
 for mode in (0, 1):
-    case(f"MIRROR_PAD-{mode}", "MIRROR_PAD", [IMAGE], ints([0, 0], [1, 2], [3, 0], [0, 1]), options="MirrorPadOptions", Mode=mode)
+    case(
+        f"MIRROR_PAD-{mode}",
+        "MIRROR_PAD",
+        [IMAGE],
+        ints([0, 0], [1, 2], [3, 0], [0, 1]),
+        options="MirrorPadOptions",
+        Mode=mode,
+    )
 for align, half in ((False, False), (True, False), (False, True)):
     for size in ((14, 18), (10, 5)):
-        case(f"bilinear-{align}-{half}-{size}", "RESIZE_BILINEAR", [IMAGE], ints(*size), options="ResizeBilinearOptions", AlignCorners=align, HalfPixelCenters=half)
-        case(f"nearest-{align}-{half}-{size}", "RESIZE_NEAREST_NEIGHBOR", [IMAGE], ints(*size), options="ResizeNearestNeighborOptions", AlignCorners=align, HalfPixelCenters=half)
+        case(
+            f"bilinear-{align}-{half}-{size}",
+            "RESIZE_BILINEAR",
+            [IMAGE],
+            ints(*size),
+            options="ResizeBilinearOptions",
+            AlignCorners=align,
+            HalfPixelCenters=half,
+        )
+        case(
+            f"nearest-{align}-{half}-{size}",
+            "RESIZE_NEAREST_NEIGHBOR",
+            [IMAGE],
+            ints(*size),
+            options="ResizeNearestNeighborOptions",
+            AlignCorners=align,
+            HalfPixelCenters=half,
+        )
 case("TRANSPOSE", "TRANSPOSE", [IMAGE], ints(0, 3, 1, 2), options="TransposeOptions")
 case("SLICE", "SLICE", [IMAGE], ints(0, 1, 2, 1), ints(1, 4, -1, 2), options="SliceOptions")
-case("STRIDED_SLICE", "STRIDED_SLICE", [IMAGE], ints(0, 1, 8, 1), ints(1, -1, 0, 4), ints(1, 2, -3, 1), options="StridedSliceOptions", BeginMask=1, EndMask=8)
-case("STRIDED_SLICE-shrink", "STRIDED_SLICE", [IMAGE], ints(0, -2, 0, 1), ints(1, 0, 9, 4), ints(1, 1, 1, 1), options="StridedSliceOptions", EndMask=4, ShrinkAxisMask=2)
+case(
+    "STRIDED_SLICE",
+    "STRIDED_SLICE",
+    [IMAGE],
+    ints(0, 1, 8, 1),
+    ints(1, -1, 0, 4),
+    ints(1, 2, -3, 1),
+    options="StridedSliceOptions",
+    BeginMask=1,
+    EndMask=8,
+)
+case(
+    "STRIDED_SLICE-shrink",
+    "STRIDED_SLICE",
+    [IMAGE],
+    ints(0, -2, 0, 1),
+    ints(1, 0, 9, 4),
+    ints(1, 1, 1, 1),
+    options="StridedSliceOptions",
+    EndMask=4,
+    ShrinkAxisMask=2,
+)
 case("GATHER", "GATHER", [IMAGE], ints(3, 0, 1), options="GatherOptions", Axis=3)
 case("GATHER_ND", "GATHER_ND", [(4, 5)], ints([0, 1], [3, 2]), options="GatherNdOptions")
-case("DEPTH_TO_SPACE", "DEPTH_TO_SPACE", [(1, 3, 5, 12)], options="DepthToSpaceOptions", BlockSize=2)
+case(
+    "DEPTH_TO_SPACE", "DEPTH_TO_SPACE", [(1, 3, 5, 12)], options="DepthToSpaceOptions", BlockSize=2
+)
 case("SPACE_TO_DEPTH", "SPACE_TO_DEPTH", [(1, 4, 6, 3)], options="SpaceToDepthOptions", BlockSize=2)
-case("SPACE_TO_BATCH_ND", "SPACE_TO_BATCH_ND", [(2, 5, 6, 3)], ints(2, 3), ints([1, 0], [2, 1]), options="SpaceToBatchNDOptions")
-case("BATCH_TO_SPACE_ND", "BATCH_TO_SPACE_ND", [(12, 3, 3, 2)], ints(2, 3), ints([1, 0], [2, 1]), options="BatchToSpaceNDOptions")
+case(
+    "SPACE_TO_BATCH_ND",
+    "SPACE_TO_BATCH_ND",
+    [(2, 5, 6, 3)],
+    ints(2, 3),
+    ints([1, 0], [2, 1]),
+    options="SpaceToBatchNDOptions",
+)
+case(
+    "BATCH_TO_SPACE_ND",
+    "BATCH_TO_SPACE_ND",
+    [(12, 3, 3, 2)],
+    ints(2, 3),
+    ints([1, 0], [2, 1]),
+    options="BatchToSpaceNDOptions",
+)
 case("BATCH_MATMUL", "BATCH_MATMUL", [(2, 3, 4), (2, 4, 5)], options="BatchMatMulOptions")
-case("BATCH_MATMUL-adj", "BATCH_MATMUL", [(2, 4, 3), (2, 5, 4)], options="BatchMatMulOptions", AdjX=True, AdjY=True)
+case(
+    "BATCH_MATMUL-adj",
+    "BATCH_MATMUL",
+    [(2, 4, 3), (2, 5, 4)],
+    options="BatchMatMulOptions",
+    AdjX=True,
+    AdjY=True,
+)
 case("PACK", "PACK", [(3, 4), (3, 4)], options="PackOptions", ValuesCount=2, Axis=1)
 case("TILE", "TILE", [(2, 3)], ints(2, 2), options="TileOptions")
 case("BROADCAST_TO", "BROADCAST_TO", [(2, 1, 3)], ints(2, 4, 3), options="BroadcastToOptions")
@@ -115,12 +217,47 @@ case("FLOOR_MOD+", "FLOOR_MOD", [IMAGE], real(4, low=0.2, high=1), options="Floo
 
 # several outputs, or an output of another type
 TYPED: dict[str, tuple[str, list[tuple[int, ...]], list[Any], list[Any], str, dict[str, Any]]] = {
-    "SPLIT": ("SPLIT", [IMAGE], [np.array(3, np.int32), "input"], [np.float32] * 2, "SplitOptions", {"NumSplits": 2}),
-    "SPLIT_V": ("SPLIT_V", [IMAGE], [ints(1, -1, 2), np.array(3, np.int32)], [np.float32] * 3, "SplitVOptions", {"NumSplits": 3}),
+    "SPLIT": (
+        "SPLIT",
+        [IMAGE],
+        [np.array(3, np.int32), "input"],
+        [np.float32] * 2,
+        "SplitOptions",
+        {"NumSplits": 2},
+    ),
+    "SPLIT_V": (
+        "SPLIT_V",
+        [IMAGE],
+        [ints(1, -1, 2), np.array(3, np.int32)],
+        [np.float32] * 3,
+        "SplitVOptions",
+        {"NumSplits": 3},
+    ),
     "UNPACK": ("UNPACK", [(3, 4)], [], [np.float32] * 3, "UnpackOptions", {"Num": 3, "Axis": 0}),
-    "ARG_MAX": ("ARG_MAX", [(3, 4)], [np.array(-1, np.int32)], [np.int32], "ArgMaxOptions", {"OutputType": 2}),
-    "ARG_MIN": ("ARG_MIN", [(3, 4)], [np.array(0, np.int32)], [np.int64], "ArgMinOptions", {"OutputType": 4}),
-    "TOPK_V2": ("TOPK_V2", [(3, 6)], [np.array(4, np.int32)], [np.float32, np.int32], "TopKV2Options", {}),
+    "ARG_MAX": (
+        "ARG_MAX",
+        [(3, 4)],
+        [np.array(-1, np.int32)],
+        [np.int32],
+        "ArgMaxOptions",
+        {"OutputType": 2},
+    ),
+    "ARG_MIN": (
+        "ARG_MIN",
+        [(3, 4)],
+        [np.array(0, np.int32)],
+        [np.int64],
+        "ArgMinOptions",
+        {"OutputType": 4},
+    ),
+    "TOPK_V2": (
+        "TOPK_V2",
+        [(3, 6)],
+        [np.array(4, np.int32)],
+        [np.float32, np.int32],
+        "TopKV2Options",
+        {},
+    ),
     "CAST": ("CAST", [(3, 6)], [], [np.int32], "CastOptions", {"InDataType": 0, "OutDataType": 2}),
     "SHAPE": ("SHAPE", [(3, 6)], [], [np.int32], "ShapeOptions", {"OutType": 2}),
 }
