@@ -27,6 +27,7 @@ from effc.core.shapes import infer_shapes
 from effc.core.source import Source
 from effc.frontend.files import open_regular, printable
 from effc.frontend.tflite import blocks, elementwise, movement, reductions, windows
+from effc.frontend.tflite.dilation import fold_dilations
 from effc.frontend.tflite.graph import Graph, Unsupported
 from effc.frontend.tflite.read import DAMAGED, Contents, Operator, read
 
@@ -93,6 +94,7 @@ def convert(contents: Contents) -> ir.Model:
     ]
     if refused:
         raise _refusal(refused)
+    contents = fold_dilations(contents)
     g = Graph(contents)
     for operator in contents.operators:
         g.enter(operator)

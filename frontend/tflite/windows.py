@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from effc.core.errors import FrontendError
+from effc.frontend.tflite.dilation import PADS
 from effc.frontend.tflite.graph import NCHW, Graph, Unsupported
 from effc.frontend.tflite.read import DAMAGED, Operator
 
@@ -62,6 +63,8 @@ def pads(
     operator: Operator, sizes: Any, kernel: Any, strides: Any, dilations: Any = (1, 1)
 ) -> list[int]:
     """ONNX's pads (top, left, bottom, right) of an operator with a Padding option."""
+    if PADS in operator.options:
+        return list(operator.options[PADS])
     kind = operator.options.get("Padding", _SAME)
     if kind == _VALID:
         return [0, 0, 0, 0]
