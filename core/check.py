@@ -92,7 +92,8 @@ def check_model(
 def normalize(model: ir.Model) -> None:
     """Give every node a unique name and sort every graph topologically, in place.
 
-    Names that are already unique stay, and so does an order that is already right.
+    Names that are already unique stay, and so does an order that is already right. Absent inputs at the
+    end of a node are cut off: they mean nothing, and onnxruntime fuses no node that has one.
     """
     taken: set[str] = set()
     nodes = list(model.graph.all_nodes())
@@ -101,6 +102,8 @@ def normalize(model: ir.Model) -> None:
     given = {n.name for n in nodes if n.name}
     counts: dict[str, int] = {}
     for node in nodes:
+        while node.inputs and node.inputs[-1] is None:
+            node.resize_inputs(len(node.inputs) - 1)
         if node.name and node.name not in taken:
             taken.add(node.name)
             continue

@@ -154,7 +154,8 @@ def roofline(cost: ModelCost, profile: HardwareProfile, threads: int = 0) -> tup
     time = max(MACs / peak, bytes / bandwidth) with `threads` of the cores (0: all). Two flops count as
     one MAC. Bytes move at the rate of the smallest memory with a known bandwidth that holds all that the
     node touches, or of the largest one: where a profile knows no cache's bandwidth, nodes that live in the
-    cache are faster than this.
+    cache are faster than this. A bandwidth is that of all cores together; of private caches each core has
+    its share.
     Source: Williams, Waterman, Patterson, Roofline, CACM 52(4), 2009.
     """
     share = min(threads or profile.cores, profile.cores) / profile.cores
@@ -169,7 +170,8 @@ def roofline(cost: ModelCost, profile: HardwareProfile, threads: int = 0) -> tup
         moved = n.read_bytes + n.written_bytes
         memory = next((m for m in memories if _holds(m, profile.cores, moved)), memories[-1])
         computing = (n.macs + n.flops / 2) / (peak * share)
-        moving = moved / _rate(memory)
+        shared = memory is memories[-1] or memory.shared_by >= profile.cores
+        moving = moved / (_rate(memory) * (1.0 if shared else share))
         bound = "compute" if computing >= moving else memory.name
         roofs.append(Roof(n.name, max(computing, moving), bound))
     return tuple(roofs)

@@ -8,10 +8,10 @@ from types import ModuleType
 from effc.core.errors import BackendUnavailable
 
 
-def require(what: str, extra: str, *packages: str) -> tuple[ModuleType, ...]:
+def require(what: str, extra: str, *packages: str, hint: str = "") -> tuple[ModuleType, ...]:
     """Import `packages`; BackendUnavailable, naming effc's `extra` that installs them, where one fails.
 
-    `what` is the thing that needs them, for the message.
+    `what` is the thing that needs them, for the message; `hint` says how to get what no extra installs.
     """
     modules = []
     for package in packages:
@@ -22,7 +22,7 @@ def require(what: str, extra: str, *packages: str) -> tuple[ModuleType, ...]:
                 raise _broken(what, package, extra, error) from error
             raise BackendUnavailable(
                 f"{what} needs {package}, not installed here",
-                hint=f"pip install 'effc[{extra}]' (tools/effc installs it by itself)",
+                hint=hint or f"pip install 'effc[{extra}]' (tools/effc installs it by itself)",
             ) from error
         except Exception as error:  # a broken installation raises OSError, RuntimeError, ...
             raise _broken(what, package, extra, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from effc.core.errors import EffcError, InvariantError
 from effc.core.ir import graphs
 from effc.core.measure import Array, Feeds
 from effc.core.passinfra import Effect, Pass, PassContext, PassRecord, Pipeline
-from effc.core.reference import OnnxRuntimeRunner
+from effc.core.reference import record_goldens
 from effc.core.verify import judge
 
 _IN_ONE_FILE_BYTES = 1 << 30  # protobuf ends at 2 GB
@@ -126,6 +126,7 @@ class VerifyEach(Watching):
     """
 
     samples: Sequence[Feeds]
+    _untouched: ir.Model | None = None
     _original: Answers | None = None
     _last: Answers | None = None
     _print: int = 0
@@ -133,7 +134,8 @@ class VerifyEach(Watching):
 
     def before(self, step: Pass, model: ir.Model) -> None:
         if self._original is None:
-            self._original = self._last = answers(model, self.samples)
+            self._untouched = model.clone()
+            self._original = self._last = record_goldens(model, self.samples)
         self._print = fingerprint(model)
 
     def after(self, step: Pass, model: ir.Model, record: PassRecord) -> None:
@@ -143,19 +145,23 @@ class VerifyEach(Watching):
         self._weakest = max(self._weakest, step.effect)
         try:
             check_structure(model)
-            now = answers(model, self.samples)
+            now = record_goldens(model, self.samples)
         except EffcError as error:
             raise broken(step, f"leaves a model that does not run: {error}") from error
         for reference, effect, since in (
             (self._last, step.effect, "the model before it"),
             (self._original, self._weakest, "the original"),
         ):
-            verdict = judge(reference, now, effect)
+            verdict = judge(reference, now, effect, self._control)
             if verdict.status == "failed":
                 raise broken(step, f"breaks its promise against {since}: {verdict.reason}")
         if record.rewrites == 0:
             raise broken(step, "changed the model but says that it made no rewrite")
         self._last = now
+
+    def _control(self) -> Answers:
+        assert self._untouched is not None  # `before` ran
+        return record_goldens(self._untouched, self.samples, optimize=True)
 
 
 def broken(step: Pass, reason: str) -> InvariantError:
@@ -171,12 +177,6 @@ def check_structure(model: ir.Model) -> None:
     """The verifier, lenient where the user was: numbers and domains may be what they are."""
     domains = {n.domain for g in graphs(model) for n in g}
     check_model(model, allow_nonfinite=True, allow_empty=True, allow_domains=domains)
-
-
-def answers(model: ir.Model, samples: Iterable[Feeds]) -> Answers:
-    """What onnxruntime, without optimizations of its own, answers to the samples."""
-    with OnnxRuntimeRunner(model, optimize=False) as runner:
-        return [runner.infer(s) for s in samples]
 
 
 def fingerprint(model: ir.Model) -> int:
@@ -236,7 +236,7 @@ def first_broken_pass(
     """
     context = context or PassContext()
     steps, crashed = _effective_steps(model, pipeline, context)
-    good, good_answers = model.clone(), answers(model, samples)
+    good, good_answers = model.clone(), record_goldens(model, samples)
     for stretch in _stretches(steps):
         kept = _keeps(good, stretch, good_answers, samples, context)
         if kept is not None:
@@ -302,9 +302,11 @@ def _keeps(
     try:
         for step in steps:
             step.run(model, context)
-        now = answers(model, samples)
+        now = record_goldens(model, samples)
     except EffcError:
         return None
     effect = max((s.effect for s in steps), default=Effect.EXACT)
-    verdict: Verdict = judge(before, now, effect)
+    verdict: Verdict = judge(
+        before, now, effect, lambda: record_goldens(good, samples, optimize=True)
+    )
     return None if verdict.status == "failed" else (model, now)

@@ -57,7 +57,7 @@ class Pass(ABC):
         """The pass as pipeline text: options that differ from their defaults, in field order."""
         options = ",".join(
             f"{f.name.replace('_', '-')}={_show(getattr(self, f.name))}"
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            for f in options_of(type(self))
             if getattr(self, f.name) != _default(f)
         )
         return f"{self.id}{{{options}}}" if options else self.id
@@ -167,6 +167,8 @@ def _run_one(
     start = time.perf_counter()
     try:
         rewrites = step.run(model, ctx)
+        if not isinstance(rewrites, int):
+            raise TypeError(f"run() returned {rewrites!r}, not the number of rewrites")
         record = PassRecord(
             step.id,
             str(step).removeprefix(step.id).strip("{}"),
@@ -192,7 +194,13 @@ def _run_one(
 
 def make_pass(cls: type[Pass], options: dict[str, str]) -> Pass:
     """Build a pass from option texts, converted to the types of its fields."""
-    fields = {f.name.replace("_", "-"): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name, kind in (("id", str), ("effect", Effect)):
+        if not isinstance(getattr(cls, name, None), kind):
+            raise ConfigError(
+                f"the pass {cls.__qualname__} has no {name}",
+                hint='a pass states both in its class, like: id = "my-pass"; effect = Effect.EXACT',
+            )
+    fields = {f.name.replace("_", "-"): f for f in options_of(cls)}
     types = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, text in options.items():
@@ -201,7 +209,18 @@ def make_pass(cls: type[Pass], options: dict[str, str]) -> Pass:
             known = ", ".join(fields) or "none"
             raise ConfigError(f"pass {cls.id} has no option {key!r}", hint=f"its options: {known}")
         values[field.name] = _read(text, types[field.name], f"{cls.id}.{key}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:  # run() is missing, or an option without a default
+        raise ConfigError(
+            f"pass {cls.id} can't be made: {error}",
+            hint=f"its options: {', '.join(fields) or 'none'}; its class needs a method run(model, ctx)",
+        ) from error
+
+
+def options_of(cls: type[Pass]) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields that are a pass's options; a class that is no dataclass has none."""
+    return dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
 
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]+")

@@ -111,9 +111,14 @@ class OnnxRuntimeRunner(Runner):
         return profile_nodes(self._source(), self._options(), feeds, repeats)
 
 
-def record_goldens(model: ir.Model, samples: Sequence[Feeds]) -> list[dict[str, Array]]:
-    """The outputs of the untouched `model` on `samples`, by onnxruntime without optimizations."""
-    with OnnxRuntimeRunner(model, optimize=False) as runner:
+def record_goldens(
+    model: ir.Model, samples: Sequence[Feeds], *, optimize: bool = False
+) -> list[dict[str, Array]]:
+    """The outputs of the untouched `model` on `samples`, by onnxruntime without optimizations.
+
+    With them (`optimize`) it is the control: the same function, its sums in another order.
+    """
+    with OnnxRuntimeRunner(model, optimize=optimize) as runner:
         return [runner.infer(s) for s in samples]
 
 

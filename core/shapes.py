@@ -12,7 +12,7 @@ import onnx_ir as ir
 from effc.core.check_graph import check_shapes
 from effc.core.elements import Elements, extents, reshape_target
 from effc.core.errors import ConfigError, FrontendError
-from effc.core.ir import graphs, no_garbage_collection, shape_of
+from effc.core.ir import graphs, is_op, no_garbage_collection, shape_of
 
 # Larger constants travel to the inference as types only: it reads values only of shapes, axes and
 # indices (integers), and of the scales of Resize and the limits of Range (a few floats).
@@ -371,6 +371,11 @@ def _copy(proto: onnx.GraphProto, graph: ir.Graph, names: Names) -> None:
             info = found.get(names[value])
             if info is not None:
                 _set(value, info)
+        if is_op(node, "Constant"):  # was declared instead of written
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
+            if tensor is not None:
+                node.outputs[0].type = ir.TensorType(tensor.dtype)
+                node.outputs[0].shape = ir.Shape(tensor.shape.numpy())
         if not any(
             a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
             for a in node.attributes.values()

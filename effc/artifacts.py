@@ -140,9 +140,9 @@ def unpack(path: Path, folder: Path) -> None:
 
 def is_artifact(path: Path) -> bool:
     """Whether `path` looks like an artifact: a folder with a manifest, or a zip named `.effc`."""
-    if path.is_dir():
-        return (path / MANIFEST).is_file()
-    return path.suffix == SUFFIX and path.is_file()
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that can't be
+        return os.path.isfile(path / MANIFEST)
+    return path.suffix == SUFFIX and os.path.isfile(path)
 
 
 def packed_path(out: Path) -> Path:
@@ -152,7 +152,21 @@ def packed_path(out: Path) -> Path:
 
 def check_place(out: Path, *, pack: bool = False) -> None:
     """ConfigError unless `out` is free, an empty folder, or an untouched artifact that may be replaced."""
+    if out.name in ("", ".."):  # ".", "/": folders that no rename can replace
+        raise ConfigError(
+            f"{str(out)!r} can't be the artifact itself", hint="add a name, as in -o out"
+        )
     out = packed_path(out) if pack else out
+    try:
+        _check_place(out, pack)
+    except OSError as error:
+        raise ConfigError(
+            f"can't write {str(out)!r}: {error.strerror or error}",
+            hint="choose another place with -o",
+        ) from error
+
+
+def _check_place(out: Path, pack: bool) -> None:
     if out.is_symlink():
         raise ConfigError(f"{str(out)!r} is a link", hint="choose another place with -o")
     if not out.exists():
@@ -168,8 +182,7 @@ def check_place(out: Path, *, pack: bool = False) -> None:
         raise ConfigError(
             f"{str(out)!r} exists and is a file", hint="choose another place with -o, or --pack"
         )
-    present = {p.relative_to(out).as_posix() for p in out.rglob("*") if not _plain_folder(p)}
-    if not present:
+    if not any(out.iterdir()):
         return
     try:
         known = {MANIFEST, REPORT, *load_artifact(out, verify=False).manifest.files}
@@ -178,6 +191,7 @@ def check_place(out: Path, *, pack: bool = False) -> None:
             f"folder {str(out)!r} exists and is no artifact of effc",
             hint="choose another place with -o; effc replaces only its own artifacts",
         ) from None
+    present = {p.relative_to(out).as_posix() for p in out.rglob("*") if not _plain_folder(p)}
     if foreign := sorted(present - known):
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise ConfigError(

@@ -23,7 +23,7 @@ from effc.core.cost import live_bytes
 from effc.core.data import Samples, SyntheticSamples, open_samples
 from effc.core.errors import BackendUnavailable, ConfigError, VerificationError
 from effc.core.instruments import DumpAfterEach, VerifyEach, first_broken_pass
-from effc.core.measure import Array, Device, Feeds, LayerTime, Measurement, interleaved
+from effc.core.measure import Device, Feeds, LayerTime, Measurement, interleaved
 from effc.core.passinfra import Effect, Instrument, Pass, PassContext, PassRecord, Pipeline
 from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
@@ -55,7 +55,7 @@ class BuildOptions:
     preprocess: Preprocess | None = None
     pipeline: str = ""  # replaces the default passes
     passes: tuple[str, ...] = ()  # appended to the pipeline: `id{options}` or `file.py:Class`
-    skip: frozenset[str] = frozenset()  # ids left out of the default pipeline
+    skip: frozenset[str] = frozenset()  # ids left out of the whole pipeline
     tune_seconds: float = 0.0
     seed: int = 0
     threads: tuple[int, ...] = ()  # thread counts to measure; () is one and all cores
@@ -154,14 +154,16 @@ def build(
         )
 
         progress("verify", 0.6)
-        verdict = _verify(
-            device,
-            backend.why_no_device(chosen),
-            Artifact(folder, manifest),
-            feeds,
-            goldens,
-            records,
-        )
+        verdict = Verdict("not run", backend.why_no_device(chosen))
+        if device is not None:
+            with device.runner(Artifact(folder, manifest)) as runner:
+                answers = [runner.infer(f) for f in feeds]
+            verdict = judge(
+                goldens,
+                answers,
+                _promise(records),
+                lambda: record_goldens(loaded.model, feeds, optimize=True),
+            )
         manifest = msgspec.structs.replace(manifest, verdict=verdict)
         if options.measure and device is not None and verdict.status == "passed":
             progress("measure", 0.65)
@@ -223,15 +225,15 @@ def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
 
 def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> Pipeline:
     """Canonicalize, compress (the user's passes), fuse, then what the backend needs."""
-    standard = passes.parse(options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}")
-    unknown = options.skip - {p.id for p in standard.passes}
+    standard = options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}"
+    whole = passes.parse(",".join((standard, *options.passes, backend.legalize(target))))
+    unknown = options.skip - {p.id for p in whole.passes}
     if unknown:
         raise ConfigError(
             f"--skip names {', '.join(sorted(unknown))}, which the pipeline does not run",
-            hint=f"it runs: {standard}",
+            hint=f"it runs: {', '.join(dict.fromkeys(p.id for p in whole.passes))}",
         )
-    kept = Pipeline(tuple(p for p in standard.passes if p.id not in options.skip))
-    return kept + passes.parse(",".join((*options.passes, backend.legalize(target))))
+    return Pipeline(tuple(p for p in whole.passes if p.id not in options.skip))
 
 
 def _known_preprocess(source: Source) -> Preprocess | None:
@@ -273,19 +275,9 @@ class _PassProgress:
     def failed(self, step: Pass, model: ir.Model, error: Exception) -> None: ...
 
 
-def _verify(
-    device: Device | None,
-    reason: str,
-    artifact: Artifact,
-    feeds: Sequence[Feeds],
-    goldens: Sequence[Mapping[str, Array]],
-    records: Sequence[PassRecord],
-) -> Verdict:
-    if device is None:
-        return Verdict("not run", reason)
-    effect = max((Effect[r.effect] for r in records if r.rewrites), default=Effect.EXACT)
-    with device.runner(artifact) as runner:
-        return judge(goldens, [runner.infer(f) for f in feeds], effect)
+def _promise(records: Sequence[PassRecord]) -> Effect:
+    """The weakest promise of the passes that changed anything."""
+    return max((Effect[r.effect] for r in records if r.rewrites), default=Effect.EXACT)
 
 
 def _measure(

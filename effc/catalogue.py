@@ -11,7 +11,7 @@ import msgspec
 
 from effc.backends import BACKENDS, make_backend
 from effc.core.errors import ConfigError
-from effc.core.passinfra import Pass
+from effc.core.passinfra import Pass, options_of
 from effc.passes import PASSES, lookup
 from effc.zoo import MODELS, member, names
 
@@ -109,11 +109,9 @@ def zoo_failures() -> dict[str, str]:
 
 
 def _options(cls: type[Pass]) -> list[PassOption]:
-    if not dataclasses.is_dataclass(cls):
-        return []
     types = typing.get_type_hints(cls)
     options = []
-    for field in dataclasses.fields(cls):
+    for field in options_of(cls):
         default: Any = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
+import onnx_ir as ir
 
+from effc.backends import BACKENDS, make_backend
 from effc.build import BuildOptions, choose_backend, choose_pipeline, choose_target
 from effc.core.check import check_model
+from effc.core.errors import Problem
 from effc.core.passinfra import PassContext
 from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.specs import static_specs
+from effc.core.target import Target
 from effc.sources import load
 
 
@@ -22,6 +26,7 @@ class CheckedProblem(msgspec.Struct, frozen=True):
     reason: str
     remedy: str
     source: str = ""
+    taken_by: tuple[str, ...] = ()  # the other backends that are here and would take the node
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -53,8 +58,38 @@ def check(
     infer_shapes(model)
     static_specs(model.graph.inputs)
     pipeline.run(model, PassContext(chosen))
-    problems = tuple(
-        CheckedProblem(p.node, p.op, p.reason, p.remedy, p.source)
-        for p in found.check(model, chosen)
-    )
+    problems = _with_others(found.check(model, chosen), model, chosen, found.id)
     return Check(not problems, problems, chosen.profile.name, found.id, len(model.graph))
+
+
+def _with_others(
+    problems: Sequence[Problem], model: ir.Model, target: Target, asked: str
+) -> tuple[CheckedProblem, ...]:
+    """The `problems` of the backend `asked`, each with the other backends that would take the node."""
+    refused = _refused_by_others(model, target, asked) if problems else {}
+    found = []
+    for p in problems:
+        takers = tuple(name for name, nodes in refused.items() if p.node not in nodes)
+        remedy = p.remedy
+        if takers:
+            choices = " or ".join(f"--backend {name}" for name in takers)
+            remedy = f"{remedy}; or build with {choices}, which takes it"
+        found.append(CheckedProblem(p.node, p.op, p.reason, remedy, p.source, takers))
+    return tuple(found)
+
+
+def _refused_by_others(model: ir.Model, target: Target, asked: str) -> dict[str, set[str]]:
+    """Backend -> the nodes it refuses; without those that can't build for `target` from here.
+
+    A backend that refuses the model without a node takes none of it, and is left out.
+    """
+    refused = {}
+    for name in BACKENDS.table():
+        if name == asked:
+            continue
+        backend = make_backend(name)
+        if backend.probe().ok and backend.accepts(target).ok:
+            nodes = {p.node for p in backend.check(model, target)}
+            if "" not in nodes:
+                refused[name] = nodes
+    return refused

@@ -1,12 +1,13 @@
 """The command line: finds the command, runs it, and turns errors into one line and an exit code.
 
 Exit codes: 0 done; 1 a bug in effc (with its traceback), or `doctor` found a fault; 2 the command, the
-model or a file is wrong; 3 the target or its toolchain can't; 4 the artifact's answers are wrong;
-130 interrupted.
+model or a file is wrong; 3 the target, its toolchain or this machine can't; 4 the artifact's answers are
+wrong; 130 interrupted.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,19 @@ COMMANDS = {
     "backends": "effc.commands.lists:backends",
     "zoo": "effc.commands.lists:zoo",
     "doctor": "effc.commands.doctor:doctor",
+}
+
+
+_ROOM = "make room, choose another place with -o, or another one for temporary files with TMPDIR"
+_FAULTS = {  # what the machine lacks -> the remedy; any other OSError that gets to the top is a bug
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "the limit on the size of files is too low (ulimit -f)",
+    errno.EROFS: "choose another place with -o, or another one for temporary files with TMPDIR",
+    errno.EIO: "the disk failed: see the system's log",
+    errno.EMFILE: "the limit on open files is too low (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ENOMEM: "end other programs, or use a machine with more memory",
 }
 
 
@@ -111,8 +125,22 @@ def run(arguments: Sequence[str], output: Output) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if fault := machine_fault(error):
+            output.fault("MachineError", *fault)
+            return 3
         output.bug(error)
         return 1
+
+
+def machine_fault(error: Exception) -> tuple[str, str] | None:
+    """The message and the remedy where `error` says that the machine ran out of something."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory", "end other programs, or use a machine with more"
+    if not isinstance(error, OSError) or error.errno not in _FAULTS:
+        return None
+    files = (error.filename, error.filename2)
+    names = " to ".join(repr(os.fsdecode(f)) for f in files if isinstance(f, str | bytes))
+    return ": ".join(t for t in (error.strerror, names) if t), _FAULTS[error.errno]
 
 
 def _interrupted(output: Output) -> int:

@@ -93,9 +93,10 @@ def scores_output(outputs: Sequence[TensorSpec], wanted: str = "") -> str:
 
 
 def is_scores(spec: TensorSpec) -> bool:
-    """Whether an output looks like the scores of at least two classes."""
+    """Whether an output looks like the scores of at least two classes; int64 is what indices are made of."""
     extents = [d for d in spec.shape if d != 1]
-    return len(extents) == 1 and spec.dtype.startswith(("float", "bfloat", "int", "uint"))
+    numbers = spec.dtype.startswith(("float", "bfloat", "int", "uint"))
+    return len(extents) == 1 and numbers and spec.dtype != "int64"
 
 
 def rank(scores: Array, label: int) -> int:

@@ -6,7 +6,6 @@ Source: https://onnx.ai/onnx/repo-docs/IR.html, https://onnx.ai/onnx/repo-docs/S
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import logging
 import mmap
@@ -23,6 +22,7 @@ from onnx_ir.passes.common import InlinePass
 
 from effc.core.check import MAX_NODES, check_model, normalize
 from effc.core.errors import FrontendError
+from effc.core.ir import no_garbage_collection
 from effc.core.source import Source
 from effc.frontend import wire
 from effc.frontend.external_data import ExternalData, map_tensor
@@ -63,7 +63,7 @@ def load_source(
     file = Path(path)
     descriptor = open_regular(file)
     try:
-        with _undisturbed():
+        with _quiet(), no_garbage_collection():
             proto, payloads, data, digest = _read(file, descriptor)
             check_proto(proto, {i: p.length for i, p in payloads.items()})
             external = ExternalData(file.parent)
@@ -241,7 +241,9 @@ def _normalize(model: ir.Model) -> list[str]:
     for value in bound:
         model.graph.inputs.remove(value)
     # before IR version 4 every weight had to be listed as an input as well
-    if bound and (model.ir_version or 0) >= 4:
+    if (model.ir_version or 0) == 3:
+        model.ir_version = 4
+    elif bound:
         names = ", ".join(printable(v.name) for v in bound[:3])
         more = f" and {len(bound) - 3} more" if len(bound) > 3 else ""
         notes.append(f"inputs with a default are bound to it: {names}{more}")
@@ -298,20 +300,12 @@ def _expanded_sizes(model: ir.Model) -> dict[ir.OperatorIdentifier, int]:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Silence the IR's warnings about faults that the checks report as errors.
-
-    The garbage collector waits meanwhile: nothing made here is garbage, and walking a growing heap of
-    100,000 nodes again and again took half of the time.
-    """
+def _quiet() -> Iterator[None]:
+    """Silence the IR's warnings about faults that the checks report as errors."""
     logger = logging.getLogger("onnx_ir")
     before = logger.level
-    collecting = gc.isenabled()
     logger.setLevel(logging.CRITICAL)
-    gc.disable()
     try:
         yield
     finally:
         logger.setLevel(before)
-        if collecting:
-            gc.enable()

@@ -58,6 +58,8 @@ def load_source(text: str, shapes: Mapping[str, tuple[int, ...]] | None = None) 
             f"{what} needs to know the shape of its inputs",
             hint=f"give --shape {_parameters(module)[0]}=1,3,224,224, or set example_inputs on it",
         )
+    if isinstance(module, torch.nn.Module):
+        _check_call(module, examples, what)
     model = export(torch, module, examples, what, dynamic_shapes=dynamic)
     try:
         check_model(model, allow_nonfinite=True)
@@ -150,8 +152,10 @@ def _from_shapes(
             f"{what} needs a shape for every input before {given[-1]!r}",
             hint="give --shape once for each of " + ", ".join(names),
         )
+    if examples is None or (len(given) > len(examples) and given == names[: len(given)]):
+        examples = (None,) * len(given)  # those of the file were for another model
     generator = torch.Generator().manual_seed(0)
-    result: list[Any] = list(examples) if examples is not None else [None] * len(given)
+    result: list[Any] = list(examples)
     for name, shape in shapes.items():
         index = names.index(name)
         if index >= len(result):
@@ -165,6 +169,16 @@ def _from_shapes(
             made.to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
         )
     return tuple(result)
+
+
+def _check_call(module: Any, examples: tuple[Any, ...], what: str) -> None:
+    try:
+        inspect.signature(module.forward).bind(*examples)
+    except TypeError as error:
+        raise ConfigError(
+            f"{what} can't be called with {len(examples)} inputs: {error}",
+            hint="give --shape once for each of " + ", ".join(_parameters(module)),
+        ) from error
 
 
 def _program_inputs(

@@ -97,15 +97,14 @@ def run(command: str, folder: Path) -> list[str]:
         for e in done.stderr.splitlines()
         if done.returncode and not e.startswith(("build ", "bench"))
     ]
-    lines = [line.rstrip() for line in (*done.stdout.splitlines(), *errors)]
-    return [line for line in lines if not line.startswith("caution:")]
+    return [line.rstrip() for line in (*done.stdout.splitlines(), *errors)]
 
 
 def stable(step: Step) -> list[str]:
     """The lines of a step without what depends on the machine: numbers, units, who was faster."""
     kept = set()
     for line in step.output:
-        if re.search(r"\bload \d", line):
+        if line.startswith("caution:") or re.search(r"\bload \d", line):
             continue
         line = re.sub(
             r"\(inside the noise\)|\b(faster|slower|baseline|inside the noise)\b", "", line

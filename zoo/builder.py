@@ -78,6 +78,8 @@ class Builder:
         """Append an operator; its output, or a tuple of `outputs` of them, with type and shape."""
         name = self._unique(op_type.lower())
         given = {k: v for k, v in attributes.items() if v is not None}
+        while inputs and inputs[-1] is None:  # named "" at the end, it stops onnxruntime's fusions
+            inputs = inputs[:-1]
         node = ir.node(op_type, inputs, given, num_outputs=outputs, name=name)
         for i, value in enumerate(node.outputs):
             value.name = f"{name}_out" if outputs == 1 else f"{name}_out{i}"

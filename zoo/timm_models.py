@@ -26,6 +26,8 @@ _TORCHVISION_OPS = {
     "roi_align": "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, "
     "SymInt pooled_width, int sampling_ratio, bool aligned) -> Tensor",
 }
+# an ordinary installation of timm would bring a torchvision and a torch of its own choice
+_INSTALL = "tools/effc installs it by itself; by hand: pip install --no-deps timm torchvision"
 
 
 @functools.cache
@@ -40,7 +42,7 @@ def import_timm() -> Any:
     torch: Any = require(what, "torch", "torch", "onnxscript")[0]
     _declare_missing(torch)
     with quiet():
-        return require(what, "torch", "torchvision", "timm")[1]
+        return require(what, "torch", "torchvision", "timm", hint=_INSTALL)[1]
 
 
 @functools.cache

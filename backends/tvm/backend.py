@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +27,23 @@ _HINT = "pip install 'effc[tvm]'"
 _PRECISIONS = ("fp32",)
 
 
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Let TVM be imported without torch.
+
+    TVM imports torch wherever it is installed, only to take its tensors: most of the time and memory of the
+    import. What the process has imported already stays.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 class TvmBackend(Backend["Program"]):
     """Lowers to a `Program`; compiles it to `model.so` and `effc_model.h`."""
 
@@ -33,7 +52,8 @@ class TvmBackend(Backend["Program"]):
     @classmethod
     def probe(cls) -> Availability:
         try:
-            import tvm
+            with _torch_hidden():
+                import tvm
 
             versions = {p: version(p) for p in ("apache-tvm", "apache-tvm-ffi")}
         except (ImportError, PackageNotFoundError, OSError) as error:

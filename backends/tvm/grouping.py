@@ -25,10 +25,12 @@ from effc.backends.tvm.ops.contract import (
 )
 from effc.core.errors import Problem
 from effc.core.ir import const, shape_of
+from effc.core.source import place_of
 
 # a chain of so many operators may be tried as one epilogue (gelu by erf is five, hard-swish four)
 _LOOKAHEAD = 8
 _LONGEST = 24  # operators in one map group: code grows with them
+_LARGE = 4096  # elements from which on one more call is cheaper than moving them one by one
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 
@@ -144,7 +146,7 @@ def problem(node: ir.Node, refused: Refused) -> Problem:
         op=node.op_type if not node.domain else f"{node.domain}::{node.op_type}",
         reason=refused.reason,
         remedy=refused.remedy or "leave this part of the model to the caller",
-        source=str(node.metadata_props.get("pkg.torch.onnx.stack_trace", "")),
+        source=place_of(node),
     )
 
 
@@ -250,6 +252,10 @@ class _Fusion:
         targets = list({id(g): g for r in readers for g in self.homes[r]}.values())
         if any(g.anchor or g.is_concat or len(g.ops) >= _LONGEST for g in targets):
             return []
+        if _alone(op) or (_turns(op) and not all(_only_moves(o) for g in targets for o in g.ops)):
+            return []
+        if not _only_moves(op) and any(_turns(o) for g in targets for o in g.ops):
+            return []
         size = math.prod(type_of(value).shape)
         wanted = sum(math.prod(g.ops[-1].info.outputs[g.ops[-1].output].shape) for g in targets)
         several = any(
@@ -260,6 +266,28 @@ class _Fusion:
         if op.rule.cost > 0 and (wanted > size or several):
             return []
         return targets
+
+
+def _alone(op: Op) -> bool:
+    """Whether the operator's own kernel is so much faster that it pays to store the result."""
+    return op.info.op_type in ("Resize", "Upsample") and op.info.attr("mode") == "linear"
+
+
+def _only_moves(op: Op) -> bool:
+    return op.rule is not None and op.rule.kind == "map" and op.rule.cost == 0
+
+
+def _turns(op: Op) -> bool:
+    """A Transpose that changes the innermost axis: tiles in registers as a copy, one element at a
+    time inside of a larger expression."""
+    shape, perm = op.info.outputs[0].shape, op.info.attr("perm") or ()
+    if (
+        op.info.op_type != "Transpose"
+        or math.prod(shape) < _LARGE
+        or max(shape) == math.prod(shape)
+    ):
+        return False
+    return not perm or perm[-1] != len(shape) - 1
 
 
 def _elementwise(op: Op, shape: tuple[int, ...], inside: set[ir.Value]) -> bool:

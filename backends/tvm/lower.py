@@ -25,6 +25,8 @@ from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.ops.contract import OpNode, Refused
 from effc.backends.tvm.ops.injective import injective
+from effc.backends.tvm.ops.resize import resize_kernel
+from effc.backends.tvm.ops.strided import strided
 from effc.backends.tvm.plan import (
     LayoutPlan,
     concat_offsets,
@@ -300,8 +302,12 @@ class _Lowering:
         out = self.plan.type(group.outputs[0])
 
         def make(name: str) -> Kernel:
-            return injective(name, self.isa, [out], types, compose.body(group))
+            op, kernel = group.ops[0], None
+            if len(group.ops) == 1 and len(types) == 1 and not strided(out, types[0], body):
+                kernel = resize_kernel(op.info, name, self.isa, out, types[0])
+            return kernel or injective(name, self.isa, [out], types, body)
 
+        body = compose.body(group)
         template = "elementwise"
         if any(op.rule is not None and op.rule.kind != "elementwise" for op in group.ops):
             template = group.ops[-1].info.op_type.lower()

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from effc.core.elements import Elements, reshape_target
+from effc.core.errors import FrontendError
 from effc.core.ir import WORKING_OPSET, add_const, attr, graphs, is_op, shape_of
 from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.rewrite import bypass, erase
@@ -57,8 +58,10 @@ class _Sweep:
         for node in list(graph):
             if node.graph is None:
                 continue
-            if node in self.fresh and any(shape_of(v) is None for v in node.outputs):
-                if infer_node(node, self.opset, self.known):
+            if any(shape_of(v) is None for v in node.outputs) and (
+                node in self.fresh or all(shape_of(v) is not None for v in node.inputs if v)
+            ):
+                if self._infer(node):
                     self.count += 1
                     self._touch(node.outputs)
             known = self.known.visit(node)
@@ -66,6 +69,13 @@ class _Sweep:
                 self._fold(graph, node, known.ints, known.scalar)
             elif is_op(node, "Reshape"):
                 self._fix_target(graph, node)
+
+    def _infer(self, node: ir.Node) -> bool:
+        try:
+            return infer_node(node, self.opset, self.known)
+        except FrontendError:
+            # kernels are laxer than schemas (a Range of one-element tensors): its shape stays unknown
+            return False
 
     def _touch(self, values: Iterable[ir.Value]) -> None:
         for value in values:

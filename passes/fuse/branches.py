@@ -37,7 +37,7 @@ class Branch:
         linear = Linear.read(conv)
         if linear is None or not is_op(conv, "Conv"):
             return None
-        kernel = linear.weight.shape[2:]
+        kernel = linear.shape[2:]
         ones = (1,) * len(kernel)
         strides, dilations = attr(conv, "strides", ones), attr(conv, "dilations", ones)
         pads = _pads(conv, kernel, strides, dilations)

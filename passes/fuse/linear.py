@@ -29,17 +29,21 @@ class Linear:
     """One such operator, to be changed and then committed.
 
     `weight` is float64 in the operator's own layout: Conv [O, I/groups, k...], ConvTranspose
-    [I, O/groups, k...], Gemm and MatMul [I, O] (Gemm's transB is undone on reading). `bias` is
-    float64 [O] and already carries Gemm's beta, or is None where there is none.
+    [I, O/groups, k...], Gemm and MatMul [I, O] (Gemm's transB is undone on reading). It is made when it
+    is asked for, and written back only if it was set: where a bias moves, large weights stay untouched.
+    `bias` is float64 [O] and already carries Gemm's beta, or is None where there is none.
     """
 
     node: ir.Node
-    weight: Array
+    held: Array  # the weight in the operator's own layout and its own type
     bias: Array | None
     groups: int
     dtype: np.dtype[np.generic]
     add: ir.Node | None = None  # the Add behind a MatMul that holds its bias
-    stored: tuple[Array, Array | None] | None = None  # weight and bias as they will be written
+    # weight (None: unchanged) and bias as they will be written
+    stored: tuple[Array | None, Array | None] | None = None
+    wide: Array | None = None  # `held` in float64, or what took its place
+    changed: bool = False
 
     @classmethod
     def read(cls, node: ir.Node | None) -> Self | None:
@@ -59,11 +63,9 @@ class Linear:
         conv = is_op(node, *CONVOLUTIONS)
         if (conv and stored.ndim < 3) or (not conv and stored.ndim != 2):
             return None
-        weight = stored.astype(np.float64)
         groups = attr(node, "group", 1) if conv else 1
-        if is_op(node, "Gemm") and attr(node, "transB", 0):
-            weight = weight.T
-        view = cls(node, weight, None, groups, stored.dtype)
+        turned = is_op(node, "Gemm") and attr(node, "transB", 0)
+        view = cls(node, stored.T if turned else stored, None, groups, stored.dtype)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             held = known(node.inputs[2])
             if held is None:
@@ -93,6 +95,22 @@ class Linear:
         return view if view.bias is not None else None
 
     @property
+    def weight(self) -> Array:
+        if self.wide is None:
+            self.wide = self.held.astype(np.float64)
+        return self.wide
+
+    @weight.setter
+    def weight(self, weight: Array) -> None:
+        self.wide = weight
+        self.changed = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of `weight`."""
+        return (self.held if self.wide is None else self.wide).shape
+
+    @property
     def conv(self) -> bool:
         return is_op(self.node, *CONVOLUTIONS)
 
@@ -100,15 +118,15 @@ class Linear:
     def outputs(self) -> int:
         """The number of output channels."""
         if is_op(self.node, "Conv"):
-            return int(self.weight.shape[0])
-        return int(self.weight.shape[1]) * self.groups
+            return int(self.shape[0])
+        return int(self.shape[1]) * self.groups
 
     @property
     def inputs(self) -> int:
         """The number of input channels."""
         if is_op(self.node, "Conv"):
-            return int(self.weight.shape[1]) * self.groups
-        return int(self.weight.shape[0])
+            return int(self.shape[1]) * self.groups
+        return int(self.shape[0])
 
     @property
     def result(self) -> ir.Value:
@@ -144,6 +162,8 @@ class Linear:
 
     def scale_outputs(self, scale: Array) -> None:
         """y' = scale * y, scale of shape [O]."""
+        if (scale == 1).all():
+            return
         if is_op(self.node, "Conv"):
             self.weight = self.weight * _at(scale, self.weight.ndim, 0)
         elif self.conv:
@@ -162,6 +182,8 @@ class Linear:
 
     def scale_inputs(self, scale: Array) -> None:
         """y' = W (scale * x) + b, scale of shape [I]. Padding stays exact: it is zero."""
+        if (scale == 1).all():
+            return
         if is_op(self.node, "Conv"):
             self.weight = self.weight * self._by_group(scale)
         else:
@@ -190,9 +212,9 @@ class Linear:
 
     def fits(self) -> bool:
         """Whether `commit` would succeed; nothing may change in between."""
-        weight = cast(self.weight, self.dtype)
+        weight = cast(self.weight, self.dtype) if self.changed else None
         bias = None if self.bias is None else cast(self.bias, self.dtype)
-        if weight is None or (self.bias is not None and bias is None):
+        if (self.changed and weight is None) or (self.bias is not None and bias is None):
             return False
         self.stored = weight, bias
         return True
@@ -209,11 +231,12 @@ class Linear:
         weight, bias = self.stored
         node, name = self.node, result_name(self.node)
         if is_op(node, "Gemm"):
-            if attr(node, "transB", 0):
+            if weight is not None and attr(node, "transB", 0):
                 weight = weight.T
             if attr(node, "beta", 1.0) != 1.0:
                 node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
-        set_const(node, 1, weight, f"{name}.weight")
+        if weight is not None:
+            set_const(node, 1, weight, f"{name}.weight")
         if bias is None:
             return True
         if self.add is not None:

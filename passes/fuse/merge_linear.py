@@ -79,9 +79,9 @@ class _Convolutions:
         else:
             return None
         pixels = math.prod(_strides(node))  # of the first, for each of the second
-        cost = first.weight.size * pixels + second.weight.size
+        cost = math.prod(first.shape) * pixels + math.prod(second.shape)
         groups = math.gcd(first.groups, second.groups)
-        taps = max(math.prod(first.weight.shape[2:]), math.prod(second.weight.shape[2:]))
+        taps = max(math.prod(first.shape[2:]), math.prod(second.shape[2:]))
         if second.outputs * (first.inputs // groups) * taps > self.max_mac_ratio * cost:
             return None
         weight = _compose(first, second, groups)
@@ -107,7 +107,7 @@ class _Convolutions:
 
 
 def _pointwise(conv: Linear) -> bool:
-    return math.prod(conv.weight.shape[2:]) == 1
+    return math.prod(conv.shape[2:]) == 1
 
 
 def _strides(conv: ir.Node) -> tuple[int, ...]:
@@ -154,7 +154,7 @@ class _Products:
         second = Linear.read(node) if first is not None else None
         if first is None or second is None or first.conv:
             return None
-        (k, n1), n2 = first.weight.shape, second.weight.shape[1]
+        (k, n1), n2 = first.shape, second.shape[1]
         if k * n2 > self.max_mac_ratio * (k * n1 + n1 * n2):
             return None
         if is_op(first.node, "Gemm") and rank_of(h) != 2:

@@ -6,10 +6,10 @@ import numpy as np
 
 from effc import passes
 from effc.core.check import check_model
-from effc.core.instruments import answers, first_broken_pass
+from effc.core.instruments import first_broken_pass
 from effc.core.ir import const, is_op, sole_producer
 from effc.core.passinfra import Effect, PassContext
-from effc.core.reference import random_feeds
+from effc.core.reference import random_feeds, record_goldens
 from effc.core.shapes import infer_shapes
 from effc.core.verify import judge
 
@@ -20,7 +20,7 @@ def test_passes_keep_the_answers(timm_case):
     infer_shapes(model)
     original, nodes = model.clone(), len(model.graph)
     feeds = random_feeds(model, 2)
-    goldens = answers(model, feeds)
+    goldens = record_goldens(model, feeds)
     for name in goldens[0]:  # a model that computes next to nothing would prove nothing
         first, second = (np.asarray(g[name], np.float64) for g in goldens)
         assert np.isfinite(first).all()
@@ -30,7 +30,7 @@ def test_passes_keep_the_answers(timm_case):
     pipeline.run(model, PassContext())
     check_model(model)
     infer_shapes(model)
-    verdict = judge(goldens, answers(model, feeds), Effect.EXACT)
+    verdict = judge(goldens, record_goldens(model, feeds), Effect.EXACT)
     assert verdict.status == "passed", (
         f"{verdict.reason}; first broken: {first_broken_pass(original, pipeline, feeds)}"
     )

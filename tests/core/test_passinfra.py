@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from effc.core.errors import ConfigError, PassError
-from effc.core.passinfra import Effect, Pass, PassContext, PassRecord, Pipeline
+from effc.core.passinfra import Effect, Pass, PassContext, PassRecord, Pipeline, make_pass
 
 
 @dataclass(frozen=True)
@@ -128,3 +128,36 @@ def test_a_failing_pass_is_named_and_instruments_see_it() -> None:
         "before break",
         "failed break ZeroDivisionError",
     ]
+
+
+class Plain(Pass):
+    """No dataclass, so without options."""
+
+    id = "plain"
+    effect = Effect.EXACT
+
+    def run(self, model: ir.Model, ctx: PassContext) -> int:
+        return None  # type: ignore[return-value]
+
+
+class Nameless(Pass):
+    def run(self, model: ir.Model, ctx: PassContext) -> int:
+        return 0
+
+
+class Idle(Pass):
+    id = "idle"
+    effect = Effect.EXACT
+
+
+def test_what_users_forget() -> None:
+    step = make_pass(Plain, {})
+    assert str(step) == "plain"
+    with pytest.raises(ConfigError, match="no option 'bits'"):
+        make_pass(Plain, {"bits": "8"})
+    with pytest.raises(PassError, match="returned None, not the number of rewrites"):
+        Pipeline((step,)).run(empty_model(), PassContext())
+    with pytest.raises(ConfigError, match="Nameless has no id"):
+        make_pass(Nameless, {})
+    with pytest.raises(ConfigError, match="idle can't be made: .*run"):
+        make_pass(Idle, {})

@@ -40,6 +40,31 @@ def test_a_missing_or_misshapen_output_fails(effect: Effect) -> None:
     assert judge([GOLDEN], [{"y": GOLDEN["y"][:50]}], effect).status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("by", "noise", "status"),
+    [
+        (1e-3, 6e-4, "passed"),  # within twice the control
+        (1e-3, 4e-4, "failed"),
+        (0.1, 0.1, "failed"),  # no control excuses more than 1e-2
+        (float("nan"), 1e-2, "failed"),
+    ],
+)
+def test_the_control_says_how_much_is_noise(by: float, noise: float, status: str) -> None:
+    scale = 2.0  # GOLDEN's range
+    verdict = judge([GOLDEN], [shifted(by * scale)], Effect.EXACT, lambda: [shifted(noise * scale)])
+    assert verdict.status == status
+    assert ("amplifies rounding" in verdict.reason) == (status == "passed")
+
+
+def test_the_control_is_asked_only_in_need_and_never_excuses_integers() -> None:
+    def control():
+        raise AssertionError("asked without need")
+
+    assert judge([GOLDEN], [shifted(0)], Effect.EXACT, control).status == "passed"
+    golden, wrong = {"i": np.arange(9)}, {"i": np.arange(1, 10)}
+    assert judge([golden], [wrong], Effect.EXACT, lambda: [wrong]).status == "failed"
+
+
 def test_integers_must_be_equal() -> None:
     golden = {"i": np.arange(1000)}
     wrong = {"i": np.arange(1000)}

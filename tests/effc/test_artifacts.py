@@ -94,6 +94,15 @@ def test_a_users_file_inside_an_artifact_is_kept(tmp_path: Path) -> None:
     assert (out / "lib/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "file/inside", "/", ".."])
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_place_that_can_not_be_is_refused(name: str, pack: bool, tmp_path: Path) -> None:
+    """At once: the root folder is not searched for foreign files."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError), staging_folder(tmp_path / name, pack=pack):
+        pass
+
+
 def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert is_artifact(make(tmp_path / "empty"))

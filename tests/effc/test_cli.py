@@ -92,6 +92,24 @@ def test_equal_builds_are_equal_bytes(command: Any, tmp_path: Path) -> None:
     assert found[0] == found[1] and "report.html" in found[0]
 
 
+def test_any_pass_can_be_skipped(command: Any, tmp_path: Path) -> None:
+    """Of the pipeline, or added by --pass: that is what the hint of a pass that fails says."""
+    crash = tmp_path / "crash.py"
+    crash.write_text(
+        "from effc import Effect, Pass\n"
+        "class Crash(Pass):\n"
+        "    'Fails.'\n"
+        "    id = 'crash'; effect = Effect.EXACT\n"
+        "    def run(self, model, ctx): raise KeyError('x')\n"
+    )
+    arguments = ("build", "zoo:tiny-conv", "-o", tmp_path / "out", *ORT, "--no-measure",
+                 "--pass", f"{crash}:Crash")  # fmt: skip
+    code, document = command(*arguments)
+    assert code == 2 and "--skip crash" in document["error"]["hint"]
+    code, document = command(*arguments, "--skip", "crash", "--skip", "fold-bias")
+    assert code == 0 and [p["id"] for p in document["passes"]] == ["fold-batch-norm"]
+
+
 def test_packed_build_runs(command: Any, tmp_path: Path) -> None:
     code, document = command(
         "build", "zoo:tiny-conv", "-o", tmp_path / "tiny", *ORT, "--pack", "--no-measure"
@@ -163,6 +181,38 @@ def test_a_bug_keeps_its_traceback(
     code, document = command("doctor")
     assert code == 1 and document["error"]["kind"] == "Bug"
     assert "ZeroDivisionError: a bug" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are POSIX")
+def test_a_full_disk_is_no_bug(tmp_path: Path) -> None:
+    code = (
+        "import resource, effc.cli\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "effc.cli.main(['build', 'zoo:tiny-conv', '--backend', 'ort', '--no-measure', '-o', 'out'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode in (2, 3) and "Traceback" not in done.stderr, done.stderr
+    assert "File too large" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "a", None, "b"), "'a' to 'b'"),
+        (MemoryError(), "memory"),
+    ],
+)
+def test_what_the_machine_lacks(
+    error: Exception, words: str, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise error
+
+    monkeypatch.setattr("effc.doctor.examine", full)
+    code, document = command("doctor")
+    assert code == 3 and words in document["error"]["message"] and document["error"]["hint"]
 
 
 def test_json_owns_stdout() -> None:

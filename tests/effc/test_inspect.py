@@ -94,3 +94,23 @@ def test_check_names_what_is_not(command: Any, tmp_path: Path) -> None:
         assert set(problem) >= {"node", "op", "reason", "remedy"} and problem["reason"]
     else:  # opset 17 has no Gelu, so the model is refused before any backend is asked
         assert "Gelu" in found["error"]["message"]
+
+
+def test_check_says_where_and_who_else(command: Any, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    path = save(
+        tmp_path / "m.onnx",
+        "g (float[4,4] x) => (float y, float[4,4] z) { z = Relu(x) y = Det(z) }",
+    )
+    model = onnx.load(path)
+    trace = 'File "/home/a/net.py", line 7, in forward\n    return torch.linalg.det(z)'
+    prop = onnx.StringStringEntryProto(key="pkg.torch.onnx.stack_trace", value=trace)
+    model.graph.node[1].metadata_props.append(prop)
+    onnx.save(model, path)
+    code, found = command("check", path)
+    assert code == 3 and found["supported"] is False and found["backend"] == "tvm"
+    (problem,) = found["problems"]
+    assert problem["op"] == "Det" and problem["source"] == "/home/a/net.py:7"
+    assert problem["taken_by"] == ["ort"] and "--backend ort" in problem["remedy"]
+    code, found = command("check", path, "--backend", "ort")
+    assert code == 0 and found["supported"] is True

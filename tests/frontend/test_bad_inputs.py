@@ -1043,7 +1043,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
 
 
 _CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from effc.core.check import check_model
 from effc.core.errors import EffcError
 from effc.frontend import load_source
@@ -1053,7 +1053,8 @@ try:
     message = ""
 except EffcError as error:
     message = str(error)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# not ru_maxrss: that starts at the size of the process that forked this one
+peak = next(int(s.split()[1]) for s in open("/proc/self/status") if s.startswith("VmHWM")) * 1024
 print(json.dumps([message, time.process_time() - start, peak]))
 """
 
@@ -1070,3 +1071,35 @@ def test_bounded_time_and_memory(name: str, tmp_path: Path) -> None:
     assert seconds < 10
     assert peak < 1 << 30
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in HEAVY])
+def test_on_the_command_line(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same as one JSON document, with the exit code, and without a traceback."""
+    from effc.cli import main
+
+    path = str(CASES[name][0](tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", path, "--json"])
+    assert ended.value.code in (2, 3)
+    out, err = capfd.readouterr()
+    error = json.loads(out)["error"]
+    assert error["kind"].endswith(("Error", "Unavailable")) and error["message"]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["cycle", "html", "external_symlink", "nan_weight"])
+@pytest.mark.parametrize("command", ["build", "check", "bench"])
+def test_other_commands(
+    command: str, name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from effc.cli import main
+
+    path = str(CASES[name][0](tmp_path))
+    out = ["-o", str(tmp_path / "out")] if command == "build" else []
+    with pytest.raises(SystemExit) as ended:
+        main([command, path, *out])
+    assert ended.value.code in (2, 3)
+    text = capfd.readouterr().err
+    assert "Traceback" not in text and re.search(CASES[name][1], " ".join(text.split()))
+    assert not (tmp_path / "out").exists()

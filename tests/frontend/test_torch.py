@@ -100,6 +100,14 @@ def test_several_inputs_and_nested_outputs(models: Path) -> None:
     assert len(source.model.graph.outputs) == 3
 
 
+def test_examples_of_the_file_that_are_for_another_model(models: Path, tmp_path: Path) -> None:
+    file = tmp_path / "several.py"
+    file.write_text(models.read_text() + "\nexample_inputs = (torch.randn(1, 3, 8, 8),)\n")
+    assert load_source(f"{file}:net").model.graph.inputs[0].shape == (1, 3, 8, 8)
+    source = load_source(f"{file}:Two", {"a": (2, 3), "b": (2, 3)})
+    assert [v.name for v in source.model.graph.inputs] == ["a", "b"]
+
+
 def test_the_same_text_gives_the_same_hash(models: Path) -> None:
     shapes = {"image": (1, 3, 8, 8)}
     assert (
@@ -118,6 +126,7 @@ def test_the_same_text_gives_the_same_hash(models: Path) -> None:
         ("Fails", {}, "fails when it is called: RuntimeError: no weights anywhere"),
         ("needs", {}, "takes the arguments width"),
         ("Two", {"b": (2, 3)}, "needs a shape for every input before 'b'"),
+        ("Two", {"a": (2, 3)}, "can't be called with 1 inputs: missing .*'b'"),
         ("program", {"image": (1, 3, 9, 9)}, "its shapes are fixed|is an ExportedProgram"),
         ("absent", {}, "can't be imported"),
         ("MODELS", {}, "can't be imported"),

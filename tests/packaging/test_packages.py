@@ -116,4 +116,4 @@ def test_the_installer_knows_every_extra(root: Path, project: dict[str, Any]) ->
     assert set(bootstrap.expand(extras, "all")) == parts
     ((together, _), (alone, options)) = bootstrap.steps(project, ["torch"])
     assert "torch==2.13.0" in together and not [r for r in together if "timm" in r]
-    assert alone == ["timm==1.0.31"] and options == ["--no-deps"]
+    assert alone == ["timm==1.0.31", "torchvision==0.28.0"] and options == ["--no-deps"]

@@ -49,7 +49,8 @@ def expand_functions(model: ir.Model) -> int:
 
 def _value_info(value: ir.Value) -> Any:
     assert value.dtype is not None and value.shape is not None
-    return helper.make_tensor_value_info(value.name, int(value.dtype), list(value.shape))
+    shape = [d if isinstance(d, int) else d.value for d in value.shape]
+    return helper.make_tensor_value_info(value.name or "", int(value.dtype), shape)
 
 
 def _splice(model: ir.Model, node: ir.Node) -> bool:

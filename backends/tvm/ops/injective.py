@@ -19,6 +19,8 @@ from effc.backends.tvm import tir
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.ops.contract import Lazy, loaded, storage_dtype, stored
+from effc.backends.tvm.ops.move import move
+from effc.backends.tvm.ops.strided import strided
 from effc.backends.tvm.program import Kernel
 
 Expr = Any
@@ -153,6 +155,11 @@ def injective(
     params = (*outputs, *operands)
     if any(e == 0 for e in first.shape):
         return nothing(name, params, len(outputs))
+    if len(outputs) == 1 and len(operands) == 1:
+        pieces = strided(first, operands[0], body)
+        moved = pieces and move(name, isa, first, operands[0], pieces)
+        if moved:
+            return moved
     buffers = [parameter(f"p{i}", t) for i, t in enumerate(params)]
     outs, ins = buffers[: len(outputs)], buffers[len(outputs) :]
     narrow = all(np.dtype(storage_dtype(t.dtype)).itemsize == 1 for t in params)

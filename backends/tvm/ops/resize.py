@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.ops.contract import Expr, Lazy, OpNode, Refused, rule
 from effc.backends.tvm.ops.math import cast, const
 from effc.backends.tvm.ops.movement import clamped, data
+from effc.backends.tvm.ops.resize_rows import Line, resize_rows
+from effc.backends.tvm.ops.strided import evaluate
+from effc.backends.tvm.program import Kernel
 from effc.backends.tvm.tir import let
 
 Tap = tuple[Expr, Expr | None]  # source coordinate, float32 weight (None: 1)
@@ -215,6 +220,43 @@ def _resize(node: OpNode, inputs: Sequence[Lazy | None]) -> Lazy:
         return cast(value, dtype) if dtype != "bfloat16" else value
 
     return read
+
+
+def resize_kernel(
+    node: OpNode, name: str, isa: Isa, output: TensorType, operand: TensorType
+) -> Kernel | None:
+    """A kernel of its own for images, where that is faster than the rule."""
+    images = len(output.shape) - 2 - 2 * bool(output.layout.block)  # axes but rows and columns
+    if node.op_type not in ("Resize", "Upsample") or images < 0:
+        return None
+    mode = node.attr("mode", "nearest")
+    transform = node.attr("coordinate_transformation_mode", "half_pixel")
+    special = node.attr("antialias", 0) or node.attr("exclude_outside", 0)
+    if special or transform == "tf_crop_and_resize" or mode == "cubic":
+        return None
+    if mode == "linear" and output.dtype != "float32":
+        return None
+    axes = _axes(node)
+    if any(_moves(a) for a in axes[:-2]) or math.prod(output.shape) == 0:
+        return None
+    if node.op_type == "Upsample" or not node.newer(11):
+        transform = "asymmetric"
+    rows, columns = (_line(a, transform, node) for a in axes[-2:])
+    return resize_rows(name, isa, output, operand, rows, columns)
+
+
+def _moves(axis: _Axis) -> bool:
+    return axis.source != axis.target or axis.scale != 1.0
+
+
+def _line(axis: _Axis, transform: str, node: OpNode) -> Line:
+    place = None
+    if _moves(axis):
+        i = tirx.Var("i", "int32")
+        steps = np.arange(axis.target, dtype=np.int32)
+        x = evaluate(_coordinate(i, axis, transform), [(i, steps)])
+        place = np.broadcast_to(np.asarray(x, np.float64), steps.shape)
+    return Line(axis.source, axis.target, lambda i: _taps(i, axis, node), place)
 
 
 @rule("Upsample", static=(1,), kind="map", cost=8)

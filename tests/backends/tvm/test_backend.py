@@ -31,6 +31,15 @@ def test_probe_names_versions() -> None:
     assert {"apache-tvm", "cc"} <= set(found.versions)
 
 
+def test_tvm_is_imported_without_torch() -> None:
+    code = (
+        "import sys; from effc.backends.tvm.backend import TvmBackend;"
+        "found = TvmBackend.probe(); assert found.ok, found; assert 'torch' not in sys.modules;"
+        "import importlib.util; assert not importlib.util.find_spec('torch') or __import__('torch').ones(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_targets_that_can_not_be_built_are_refused_with_a_reason() -> None:
     backend = TvmBackend()
     assert backend.accepts(HOST).ok

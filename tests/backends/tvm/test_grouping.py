@@ -84,6 +84,18 @@ def test_a_value_with_readers_elsewhere_ends_its_group() -> None:
     ) == [["Conv", "Relu"], ["Conv", "Add"]]
 
 
+def test_a_large_transpose_stands_alone() -> None:
+    text = """g (float[1,{0},8,8] x) => (float[1,64,{0}] y) {{
+                a = Exp(x)
+                s = Constant<value = int64[3] {{1, {0}, 64}}>()
+                b = Reshape(a, s)
+                c = Transpose<perm=[0,2,1]>(b)
+                y = Neg(c)
+            }}"""
+    assert groups(text.format(16)) == [["Exp", "Reshape", "Transpose", "Neg"]]
+    assert groups(text.format(64)) == [["Exp"], ["Reshape", "Transpose"], ["Neg"]]
+
+
 def test_maps_are_put_together() -> None:
     assert groups(
         """g (float[1,16,8,8] x) => (float[1,64,16] y) {

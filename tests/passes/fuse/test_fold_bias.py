@@ -279,3 +279,13 @@ def test_chains(build, rewrite, chain, kind, before, seed):
     r = rewrite(build(text, **arrays), FoldBias())
     if kind in ("conv", "gemm", "matmul2") or (kind == "depthwise" and not before):
         assert [op for op in r.ops if op != "Identity"] in (["Conv"], ["Gemm"], ["MatMul"])
+
+
+@pytest.mark.parametrize("op", ["Add(c, k)", "Sub(c, k)"])
+def test_a_weight_stays_as_it_is_where_the_bias_moves(build, rewrite, rng, op):
+    """Not read, not copied: it may be a gigabyte in a mapped file."""
+    model = build(CONV.format(op=op), w=numbers(rng, 6, 4, 3, 3), k=numbers(rng, 6, 1, 1))
+    before = model.graph.initializers["w"].const_value
+    assert rewrite(model, FoldBias()).ops == ["Conv"]
+    (conv,) = model.graph
+    assert conv.inputs[1].const_value is before
