@@ -229,12 +229,14 @@ def _mirror_pad(g: Graph, operator: Operator) -> None:
     x, o = operator.input(0), operator.output()
     edges = _edges(g, operator, x)
     repeats = operator.options.get("Mode", 0) == 1  # SYMMETRIC repeats the border, REFLECT does not
-    if max(g.shape(o), default=0) > _MAX_MIRRORED or any(
-        max(edges[2 * k : 2 * k + 2]) > size - (not repeats)
-        for k, size in enumerate(g.shape(x))
-        if any(edges[2 * k : 2 * k + 2])
-    ):
-        raise FrontendError(f"{operator.place} pads {list(g.shape(x))} by {edges}", hint=DAMAGED)
+    for k, size in enumerate(g.shape(x)):
+        before, behind = edges[2 * k : 2 * k + 2]
+        if before or behind:
+            most = size if repeats else size - 1
+            if max(before, behind) > most or size + before + behind > _MAX_MIRRORED:
+                raise FrontendError(
+                    f"{operator.place} pads {list(g.shape(x))} by {edges}", hint=DAMAGED
+                )
     layout = g.layout(x)
 
     def build(value: ir.Value) -> ir.Value:

@@ -165,3 +165,12 @@ def test_large_numbers_in_every_place_are_refused_or_harmless(tfl: Any, tmp_path
             damaged = bytearray(data)
             struct.pack_into("<I", damaged, at, value)
             _judge(tmp_path / "m.tflite", bytes(damaged))
+
+
+def test_an_axis_is_never_mirrored_in_full_on_the_files_word(tfl: Any, tmp_path: Path) -> None:
+    net = tfl.Net()
+    x, y = net.input((1, 1 << 28)), net.tensor((1, 1 << 29))
+    edges = np.array([[0, 0], [0, 1 << 28]], np.int32)
+    net.op("MIRROR_PAD", [x, net.const(edges)], [y], "MirrorPadOptions", Mode=1)
+    net.outputs = [y]
+    assert _judge(tmp_path / "m.tflite", net.bytes()) == "refused"
