@@ -51,10 +51,15 @@ def load_source(text: str, shapes: Mapping[str, tuple[int, ...]] | None = None) 
         if frontend.accepts(text, head):
             return frontend.load(text, chosen)
     from effc.frontend import onnx, torch
+    from effc.frontend.files import is_tflite
 
     if torch.is_object_name(text):
         return torch.load_source(text, chosen)
     try:
+        if is_tflite(head):
+            from effc.frontend import tflite
+
+            return tflite.load_source(text)
         return onnx.load_source(text)
     except FrontendError as error:
         if not broken:

@@ -118,7 +118,7 @@ def _recognize(path: Path, head: bytes) -> tuple[str, str] | None:
     if is_tflite(head):
         return (
             "a TensorFlow Lite model",
-            "it needs the tflite frontend; convert it with tf2onnx --tflite otherwise",
+            "effc reads it where a model is named: effc build MODEL.tflite",
         )
     if head.startswith(b"PK\x03\x04"):
         return _zip(path)

@@ -175,6 +175,8 @@ def test_a_failed_install_says_why(checkout: Path) -> None:
         ("build m.onnx --backend ort --pass mine.passes:Mine", ""),
         ("build m.onnx --pass mine.py:Mine", "tvm"),
         ("inspect net.pt2", "torch"),
+        ("build net_int8.tflite", "tvm tflite"),
+        ("inspect net.tflite", "tflite"),
         ("inspect m.onnx --target host", ""),
         ("build my/net.py:make --backend ort", "torch"),
         ("run my/artifact --input x.npz", "tvm"),
