@@ -2,7 +2,9 @@
 
 The tolerance follows from the weakest promise of the passes that ran:
 EXACT    reassociation only: |a - b| <= 1e-4 * max |golden| for each output (float32; float16 outputs 1e-2),
-         integers and booleans equal. A network that amplifies rounding may differ by more: then twice
+         integers and booleans equal, but quantized outputs within one unit: a sum in another order may
+         fall on the other side of a rounding. A network that amplifies rounding (or rounds to integers inside, as
+         quantized ones do) may differ by more: then twice
          what onnxruntime's own optimizations change (the control) is the limit, and at most 1e-2;
 ROUNDED  lower precision: SQNR of every output at least 15 dB;
 LOSSY    a different function: judged by the task's accuracy, here only that outputs are finite and shaped.
@@ -10,12 +12,14 @@ LOSSY    a different function: judged by the task's accuracy, here only that out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 
 from effc.core.artifact import OutputError, Verdict
+from effc.core.ir import is_op
 from effc.core.measure import Array
 from effc.core.passinfra import Effect
 
@@ -68,11 +72,13 @@ def judge(
     answers: Sequence[Mapping[str, Array]],
     effect: Effect,
     control: Callable[[], Sequence[Mapping[str, Array]]] | None = None,
+    quantized: Collection[str] = (),
 ) -> Verdict:
     """Hold `answers` to the promise `effect`.
 
     `control` gives the answers of the untouched model when only reassociation changes (onnxruntime with
-    its optimizations); it is asked for only where EXACT's fixed limit is exceeded.
+    its optimizations); it is asked for only where EXACT's fixed limit is exceeded. `quantized` names the
+    outputs that are quantized reals (see `quantized_outputs`).
     """
     errors = compare_outputs(goldens, answers)
     count, worst = len(goldens), max(e.max_rel for e in errors)
@@ -82,6 +88,9 @@ def judge(
 
     if effect is Effect.EXACT:
         limits = {e.name: exact_tolerance(np.asarray(goldens[0][e.name]).dtype) for e in errors}
+        for e in errors:
+            if e.name in quantized and 0 < e.max_abs <= 1:
+                limits[e.name] = e.max_rel
         over = [e for e in errors if not e.max_rel <= limits[e.name]]
         if not over:
             return verdict("passed", f"{count} samples within EXACT", max(limits.values()))
@@ -90,7 +99,7 @@ def judge(
             noise = {e.name: e.max_rel for e in compare_outputs(goldens, control())}
         for e in over:
             known = min(CONTROL_FACTOR * noise.get(e.name, 0.0), CONTROL_LIMIT)
-            limit = max(limits[e.name], known) if limits[e.name] else 0.0
+            limit = max(limits[e.name], known)
             if not e.max_rel <= limit:
                 return verdict(
                     "failed",
@@ -124,3 +133,18 @@ def exact_tolerance(dtype: np.dtype[Any]) -> float:
     if dtype.kind in "iub":
         return 0.0
     return EXACT_TOLERANCE_HALF if dtype.itemsize < 4 else EXACT_TOLERANCE
+
+
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+
+
+def quantized_outputs(model: ir.Model) -> frozenset[str]:
+    """The outputs that QuantizeLinear makes, also behind operators that only move elements."""
+    found = set()
+    for output in model.graph.outputs:
+        node = output.producer()
+        while node is not None and is_op(node, *_MOVES) and node.inputs[0] is not None:
+            node = node.inputs[0].producer()
+        if is_op(node, "QuantizeLinear"):
+            found.add(str(output.name))
+    return frozenset(found)

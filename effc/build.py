@@ -35,7 +35,7 @@ from effc.core.reference import OnnxRuntimeRunner, record_goldens
 from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.source import Source
 from effc.core.specs import static_specs
-from effc.core.verify import judge
+from effc.core.verify import judge, quantized_outputs
 from effc.report.page import write_page
 from effc.sources import load
 
@@ -233,7 +233,7 @@ def _verify(
     def control() -> list[dict[str, Array]]:
         return record_goldens(source.model, goldens.feeds, optimize=True)
 
-    return judge(goldens.answers, answers, promise, control)
+    return judge(goldens.answers, answers, promise, control, quantized_outputs(source.model))
 
 
 def _with(artifact: Artifact, **changes: Any) -> Artifact:

@@ -13,6 +13,7 @@ def cpu() -> str:
     their weights when they are built.
     """
     return (
-        "decompose-attention,effc.backends.tvm.ops.expand:ExpandFunctions,lift-constants,fold-shapes,"
+        "decompose-attention,effc.backends.tvm.ops.dequantize:DequantizeWeights,"
+        "effc.backends.tvm.ops.expand:ExpandFunctions,lift-constants,fold-shapes,"
         f"remove-identity,simplify-layout-ops,fold-constants{{max-growth-bytes={_WEIGHT_BYTES}}},eliminate-dead-code,repeat"
     )

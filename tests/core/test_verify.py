@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from effc.core.passinfra import Effect
-from effc.core.verify import compare_outputs, judge
+from effc.core.verify import compare_outputs, judge, quantized_outputs
 
 GOLDEN = {"y": np.linspace(-2, 2, 101, dtype=np.float32)}
 
@@ -56,13 +57,17 @@ def test_the_control_says_how_much_is_noise(by: float, noise: float, status: str
     assert ("amplifies rounding" in verdict.reason) == (status == "passed")
 
 
-def test_the_control_is_asked_only_in_need_and_never_excuses_integers() -> None:
+def test_the_control_is_asked_only_in_need_and_excuses_integers_by_as_little() -> None:
     def control():
         raise AssertionError("asked without need")
 
     assert judge([GOLDEN], [shifted(0)], Effect.EXACT, control).status == "passed"
     golden, wrong = {"i": np.arange(9)}, {"i": np.arange(1, 10)}
     assert judge([golden], [wrong], Effect.EXACT, lambda: [wrong]).status == "failed"
+    golden, unit = {"q": np.arange(-128, 128)}, {"q": np.arange(-128, 128)}
+    unit["q"][7] += 1
+    assert judge([golden], [unit], Effect.EXACT, lambda: [unit]).status == "passed"
+    assert judge([golden], [unit], Effect.EXACT, lambda: [golden]).status == "failed"
 
 
 def test_integers_must_be_equal() -> None:
@@ -71,6 +76,31 @@ def test_integers_must_be_equal() -> None:
     wrong["i"][3] += 1
     assert judge([golden], [golden], Effect.EXACT).status == "passed"
     assert judge([golden], [wrong], Effect.EXACT).status == "failed"
+
+
+def test_quantized_outputs_may_fall_on_the_other_side_of_a_rounding() -> None:
+    golden, unit, two = ({"q": np.arange(-128, 128)} for _ in range(3))
+    unit["q"][7] += 1
+    two["q"][7] += 2
+    assert judge([golden], [unit], Effect.EXACT, quantized={"q"}).status == "passed"
+    assert judge([golden], [unit], Effect.EXACT, quantized={"other"}).status == "failed"
+    assert judge([golden], [two], Effect.EXACT, quantized={"q"}).status == "failed"
+
+
+def test_which_outputs_are_quantized() -> None:
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 10, opset_import: ["" : 20]>
+        g (float[2, 3] x, float s, int8 z) => (int8[3, 2] q, float[2, 3] r, int64[2] i)
+        {
+          a = QuantizeLinear(x, s, z)
+          q = Transpose(a)
+          r = DequantizeLinear(a, s, z)
+          i = ArgMax<axis = 1, keepdims = 0>(a)
+        }
+        """
+    )
+    assert quantized_outputs(model) == {"q"}
 
 
 def test_nan_and_inf_where_the_golden_has_them_are_right() -> None:
