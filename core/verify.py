@@ -1,11 +1,10 @@
 """Verification: the artifact's answers against goldens that were recorded before anything changed.
 
 The tolerance follows from the weakest promise of the passes that ran:
-EXACT    reassociation only: |a - b| <= 1e-4 * max |golden| for each output (float32; float16 outputs 1e-2),
+EXACT    reassociation only: |a - b| <= 1e-4 * max |golden| for each output (float32; float16 outputs 1e-2);
          integers and booleans equal, but quantized outputs within one unit: a sum in another order may
-         fall on the other side of a rounding. A network that amplifies rounding (or rounds to integers inside, as
-         quantized ones do) may differ by more: then twice
-         what onnxruntime's own optimizations change (the control) is the limit, and at most 1e-2;
+         fall on the other side of a rounding. A network that amplifies rounding may differ by more: then
+         the limit is twice what onnxruntime's own optimizations change (the control), at most 1e-2;
 ROUNDED  lower precision: SQNR of every output at least 15 dB;
 LOSSY    a different function: judged by the task's accuracy, here only that outputs are finite and shaped.
 """
