@@ -76,6 +76,8 @@ def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
                 f"backend {name!r} can't build for {target.profile.name}: {availability.reason}",
                 hint=availability.hint,
             )
+    if options.tune_seconds and type(backend).tune is Backend.tune:
+        raise ConfigError(f"backend {name!r} has nothing to tune", hint="leave --budget out")
     return backend
 
 

@@ -144,6 +144,7 @@ def test_build_shows_verdict_latency_and_passes(
         (["build", "zoo:tiny-dynamic{batch=0}", *ORT, "-o", "x"], 2, "ConfigError", "dynamic"),
         (["build", "zoo:tiny-conv", *ORT, "--shape", "x"], 2, "UsageError", "x=1,3,224,224"),
         (["build", "zoo:tiny-conv", *ORT, "--budget", "soon"], 2, "UsageError", "soon"),
+        (["build", "zoo:tiny-conv", *ORT, "--budget", "5s"], 2, "ConfigError", "nothing to tune"),
         (["build", "zoo:tiny-conv", *ORT, "--preprocess", "magic", "-o", "x"], 2, "ConfigError", "magic"),
         (["build"], 2, "UsageError", "SOURCE"),
         (["bulid"], 2, "UsageError", "build"),
