@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import onnx_ir as ir
 
 from effc.core.errors import Problem
-from effc.core.measure import Device
+from effc.core.measure import Device, Feeds
 from effc.core.target import Target
 
 L = TypeVar("L")  # what the backend lowers to: Program, INetworkDefinition, MIL program, ModelProto
@@ -29,16 +29,22 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class TuneBudget:
-    """How long tuning may take."""
+    """How long tuning may take, and where its records are.
 
-    seconds: float = 0.0
-    trials: int = 0
+    `progress(what, share)` is told what it does and how much of its time is spent.
+    """
+
+    seconds: float = 0.0  # 0: measure nothing, use the records
+    trials: int = 0  # 0: any number
+    records: Path | None = None  # None: the backend's own place
+    progress: Callable[[str, float], None] = lambda what, done: None
 
 
 class Backend(ABC, Generic[L]):
     """Lowers a model to one kind of target. Stateless: options stand in the target."""
 
     id: ClassVar[str]
+    tunes: ClassVar[bool] = False  # whether `tune` does anything
 
     @classmethod
     @abstractmethod
@@ -64,8 +70,18 @@ class Backend(ABC, Generic[L]):
     def lower(self, model: ir.Model, target: Target) -> L:
         """Lower the legalized `model`, which it leaves alone; UnsupportedOpError lists every problem."""
 
-    def tune(self, lowered: L, target: Target, budget: TuneBudget, device: Device) -> L:
-        """A faster `lowered` within `budget`; by default the same."""
+    def tune(
+        self,
+        lowered: L,
+        target: Target,
+        budget: TuneBudget,
+        device: Device,
+        feeds: Feeds | None = None,
+    ) -> L:
+        """A faster `lowered` within `budget`, measured on `device` with the inputs `feeds`.
+
+        By default the same. An interrupt (Ctrl-C) ends the search, and what was found until then counts.
+        """
         return lowered
 
     @abstractmethod

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
-from effc.core.backend import Availability, Backend
+from effc.core.backend import Availability, Backend, TuneBudget
 from effc.core.errors import ConfigError, Problem, UnsupportedOpError
-from effc.core.measure import Device
+from effc.core.measure import Device, Feeds
 from effc.core.target import Target
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class TvmBackend(Backend["Program"]):
     """Lowers to a `Program`; compiles it to `model.so` and `effc_model.h`."""
 
     id: ClassVar[str] = "tvm"
+    tunes: ClassVar[bool] = True
 
     @classmethod
     def probe(cls) -> Availability:
@@ -108,6 +109,18 @@ class TvmBackend(Backend["Program"]):
 
         return lower(model, _isa(target), target.profile.name)
 
+    def tune(
+        self,
+        lowered: Program,
+        target: Target,
+        budget: TuneBudget,
+        device: Device,
+        feeds: Feeds | None = None,
+    ) -> Program:
+        from effc.backends.tvm.tune import tune
+
+        return tune(lowered, budget, feeds, target.threads)
+
     def compile(self, lowered: Program, target: Target, out: Path) -> Mapping[str, Path]:
         from effc.backends.tvm.library import write_library
 
@@ -142,6 +155,7 @@ class TvmBackend(Backend["Program"]):
             "arena_bound_bytes": lowered.arena_bound,
             "scratch_bytes_per_thread": lowered.scratch_bytes,
             "constant_bytes": lowered.constant_bytes,
+            **({"tuning": dict(lowered.tuning)} if lowered.tuning else {}),
         }
 
 

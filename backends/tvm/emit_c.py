@@ -62,7 +62,7 @@ def model_c(program: Program, blob: Blob) -> str:
             '#include "program.h"',
             "",
             _constants(),
-            *(_wrapper(k) for k in kernels),
+            *(wrapper(k) for k in kernels),
             "static const effc_step steps[] = {",
             *(steps or ["  {0},"]),
             "};",
@@ -110,7 +110,7 @@ def _constants() -> str:
     )
 
 
-def _wrapper(kernel: Kernel) -> str:
+def wrapper(kernel: Kernel) -> str:
     """All kernels behind one signature."""
     scratch = kernel.scratch_bytes > 0
     count = len(kernel.params)

@@ -48,13 +48,7 @@ def write_library(program: Program, out: Path) -> Mapping[str, Path]:
     The same program gives the same bytes: no paths, times or build ids go in. BackendUnavailable where
     there is no C compiler; LoweringError where it fails, with its first words.
     """
-    compiler = c_compiler()
-    if compiler is None:
-        raise BackendUnavailable(
-            "no C compiler: "
-            + (f"$CC is {os.environ['CC']!r}" if os.environ.get("CC") else "cc, gcc and clang"),
-            hint="install gcc or clang, set CC, or: pip install ziglang",
-        )
+    _compiler()
     blob = constants_blob(program)
     if len(blob.data) > _MOST_CONSTANTS:
         raise LoweringError(
@@ -68,8 +62,7 @@ def write_library(program: Program, out: Path) -> Mapping[str, Path]:
         (folder / "exports.map").write_text(_EXPORTS)
         for file in RUNTIME.iterdir():
             shutil.copy(file, folder / file.name)
-        objects = write_objects(program, folder)
-        _compile(compiler, folder, objects)
+        link(folder, ["model.c", "runtime.c", *write_objects(program, folder)], LIBRARY)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / LIBRARY, out / LIBRARY)
     shutil.copyfile(RUNTIME / HEADER, out / HEADER)
@@ -86,8 +79,21 @@ def write_objects(program: Program, folder: Path) -> list[str]:
     return ["kernels.o"]
 
 
-def _compile(compiler: Sequence[str], folder: Path, objects: Sequence[str]) -> None:
-    command = [*compiler, *_FLAGS, "model.c", "runtime.c", *objects, "-o", LIBRARY, "-lm"]
+def _compiler() -> list[str]:
+    compiler = c_compiler()
+    if compiler is None:
+        raise BackendUnavailable(
+            "no C compiler: "
+            + (f"$CC is {os.environ['CC']!r}" if os.environ.get("CC") else "cc, gcc and clang"),
+            hint="install gcc or clang, set CC, or: pip install ziglang",
+        )
+    return compiler
+
+
+def link(folder: Path, files: Sequence[str], library: str) -> None:
+    """Make a shared library of C sources and objects in `folder`, where exports.map says what it exports."""
+    compiler = _compiler()
+    command = [*compiler, *_FLAGS, *files, "-o", library, "-lm"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line]

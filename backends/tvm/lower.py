@@ -21,6 +21,7 @@ from effc.backends.tvm.grouping import (
 )
 from effc.backends.tvm.inplace import reuse_operands
 from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.ops.contract import OpNode, Refused
@@ -35,7 +36,7 @@ from effc.backends.tvm.plan import (
     slice_axis,
     slice_offset,
 )
-from effc.backends.tvm.program import Array, Call, Kernel, Program, View
+from effc.backends.tvm.program import Array, Call, Kernel, Program, Site, View
 from effc.backends.tvm.signature import Signature, signature
 from effc.core.errors import Problem, UnsupportedOpError
 from effc.core.ir import const, shape_of
@@ -271,21 +272,32 @@ class _Lowering:
         node = self._typed(op, runtime, outputs)
         operands = [self.program.tensors[n] for n in (*runtime, *loaded)]
 
-        def make(name: str) -> Kernel:
+        def build(blocking: Blocking | None, name: str) -> Kernel:
             epilogue = IDENTITY
             if len(group.ops) > 1:
                 types = tuple(self.program.tensors[n] for n in loaded)
                 epilogue = Epilogue(types, compose.epilogue(group, others))
-            return compose.located(op, lambda: anchor.build(node, name, self.isa, epilogue))
+            cut = replace(node, blocking=blocking)
+            return compose.located(op, lambda: anchor.build(cut, name, self.isa, epilogue))
+
+        def pack(blocking: Blocking | None) -> tuple[Array, ...]:
+            cut = replace(node, blocking=blocking)
+            return compose.located(op, lambda: anchor.pack(cut, self.isa))
 
         packed = [
-            self.constant(f"{op.name}.{anchor.template}.{i}", a)
-            for i, a in enumerate(compose.located(op, lambda: anchor.pack(node, self.isa)))
+            self.constant(f"{op.name}.{anchor.template}.{i}", a) for i, a in enumerate(pack(None))
         ]
         results = [self.made(v) for v in group.outputs]
         first = len(runtime) - anchor.beside
         args = (*results, *runtime[:first], *packed, *runtime[first:], *loaded)
-        self.call(signature(group, outputs, operands), make, args, group.ops, anchor.template)
+        key = signature(group, outputs, operands)
+        self.call(key, lambda name: build(None, name), args, group.ops, anchor.template)
+        if packed:
+            kernel = self.kernels[key].name
+            behind = "+".join(o.info.op_type for o in group.ops[1:])
+            site = Site(kernel, lambda: anchor.tunes(node, self.isa), behind, build)
+            site = self.program.sites.setdefault(kernel, site)
+            site.packs.append((tuple(packed), pack))
 
     def _typed(self, op: Op, runtime: Sequence[str], outputs: Sequence[TensorType]) -> OpNode:
         """The node with the planned layouts in its types."""

@@ -6,13 +6,14 @@ with a C API, firmware sources, cubin and launcher). No virtual machine and no g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.layout import TensorType
 
 Array = npt.NDArray[Any]
@@ -55,6 +56,20 @@ class View:
 
 
 @dataclass(slots=True)
+class Site:
+    """A kernel that can be cut in other ways; what `space` returns says in which."""
+
+    kernel: str
+    space: Callable[[], Any]  # effc.backends.tvm.candidates.Space, or None where there is no choice
+    epilogue: str  # the operators behind the anchor
+    build: Callable[[Blocking | None, str], Kernel]
+    # the packed constants of each call: their names, and what makes them
+    packs: list[tuple[tuple[str, ...], Callable[[Blocking | None], tuple[Array, ...]]]] = field(
+        default_factory=list
+    )
+
+
+@dataclass(slots=True)
 class Program:
     """Everything that an emitter prints. Names of tensors are unique within the program."""
 
@@ -70,6 +85,18 @@ class Program:
     offsets: Mapping[str, int] = field(default_factory=dict)  # bytes into the arena
     arena_bytes: int = 0
     arena_bound: int = 0  # the most bytes that are live at once: no arena is smaller
+    sites: dict[str, Site] = field(default_factory=dict)  # by the name of the kernel
+    tuning: Mapping[str, Any] = field(default_factory=dict)  # what tuning found and chose
+
+    def cut(self, choices: Mapping[str, Blocking]) -> Program:
+        """The program with the kernels that `choices` names cut so, and their constants packed anew."""
+        kernels, constants = dict(self.kernels), dict(self.constants)
+        for name, blocking in choices.items():
+            site = self.sites[name]
+            kernels[name] = site.build(blocking, name)
+            for names, pack in site.packs:
+                constants.update(zip(names, pack(blocking), strict=True))
+        return replace(self, kernels=kernels, constants=constants)
 
     def place(self, name: str) -> tuple[str, int]:
         """The storage that holds tensor `name`, and how many bytes in it begins."""
