@@ -44,7 +44,6 @@ class Backend(ABC, Generic[L]):
     """Lowers a model to one kind of target. Stateless: options stand in the target."""
 
     id: ClassVar[str]
-    tunes: ClassVar[bool] = False  # whether `tune` does anything
 
     @classmethod
     @abstractmethod

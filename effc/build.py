@@ -22,7 +22,7 @@ from effc.choices import (
     choose_target,
 )
 from effc.core.artifact import Artifact, Manifest, PassEntry, Verdict, sha256_file
-from effc.core.backend import Backend, TuneBudget
+from effc.core.backend import Backend
 from effc.core.check import check_model
 from effc.core.cost import live_bytes
 from effc.core.data import Samples, SyntheticSamples, open_samples
@@ -38,6 +38,7 @@ from effc.core.specs import static_specs
 from effc.core.verify import judge, quantized_outputs
 from effc.report.page import write_page
 from effc.sources import load
+from effc.tuning import tuned
 
 GOLDENS = 4  # samples whose answers are recorded before anything changes
 
@@ -93,12 +94,18 @@ def build(
     progress(f"lower for {chosen.profile.name}", 0.25)
     lowered = backend.lower(model, chosen)
     device = next(iter(backend.devices(chosen)), None)
-    if options.tune_seconds and device is not None:
-        progress("tune", 0.3)
-        lowered = backend.tune(lowered, chosen, TuneBudget(options.tune_seconds), device)
+    lowered = tuned(
+        lowered,
+        backend,
+        chosen,
+        device,
+        goldens.feeds[0],
+        options,
+        lambda what, share: progress(what, 0.3 + 0.25 * share),
+    )
 
     with staging_folder(out, pack=options.pack) as folder:
-        progress("compile", 0.3)
+        progress("compile", 0.55 if options.tune_seconds else 0.3)
         files = backend.compile(lowered, chosen, folder)
         artifact = Artifact(
             folder,

@@ -32,7 +32,8 @@ class BuildOptions:
     pipeline: str = ""  # replaces the default passes
     passes: tuple[str, ...] = ()  # appended to the pipeline: `id{options}` or `file.py:Class`
     skip: frozenset[str] = frozenset()  # ids left out of the whole pipeline
-    tune_seconds: float = 0.0
+    tune_seconds: float = 0.0  # 0: no tuning
+    records: Path | None = None  # of tuning; without tuning they are used as they are
     seed: int = 0
     threads: tuple[int, ...] = ()  # thread counts to measure; () is one and all cores
     measure: bool = True
@@ -76,8 +77,10 @@ def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
                 f"backend {name!r} can't build for {target.profile.name}: {availability.reason}",
                 hint=availability.hint,
             )
-    if options.tune_seconds and type(backend).tune is Backend.tune:
-        raise ConfigError(f"backend {name!r} has nothing to tune", hint="leave --budget out")
+    tuned = options.tune_seconds or options.records is not None
+    if tuned and type(backend).tune is Backend.tune:
+        option = "--budget" if options.tune_seconds else "--records"
+        raise ConfigError(f"backend {name!r} has nothing to tune", hint=f"leave {option} out")
     return backend
 
 

@@ -48,7 +48,6 @@ class TvmBackend(Backend["Program"]):
     """Lowers to a `Program`; compiles it to `model.so` and `effc_model.h`."""
 
     id: ClassVar[str] = "tvm"
-    tunes: ClassVar[bool] = True
 
     @classmethod
     def probe(cls) -> Availability:

@@ -55,6 +55,11 @@ if TYPE_CHECKING:
     "--budget", type=DurationType(), default=0.0, help="Time for tuning, like 5m  [default: none]"
 )
 @click.option(
+    "--records",
+    type=PATH,
+    help="Tuning records to use and add to  [default: the user's cache with --budget, else none]",
+)
+@click.option(
     "--seed", type=int, default=0, show_default=True, help="Of made-up samples and tuning."
 )
 @click.option(
@@ -73,7 +78,8 @@ if TYPE_CHECKING:
 def build(  # noqa: PLR0913
     ctx: click.Context, source: str, target: str, out: Path | None, precision: str, backend: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...], samples: Path | None, preprocess: Preprocess | None,
-    pipeline: str, passes: tuple[str, ...], skip: tuple[str, ...], budget: float, seed: int,
+    pipeline: str, passes: tuple[str, ...], skip: tuple[str, ...], budget: float,
+    records: Path | None, seed: int,
     threads: tuple[int, ...] | None, no_measure: bool, verify_each: bool, dump: Path | None, pack: bool,
     allow_nonfinite: bool,
 ) -> None:  # fmt: skip
@@ -96,6 +102,7 @@ def build(  # noqa: PLR0913
         passes=passes,
         skip=frozenset(name for text in skip for name in text.split(",") if name),
         tune_seconds=budget,
+        records=records,
         seed=seed,
         threads=threads or (),
         measure=not no_measure,
@@ -126,9 +133,11 @@ def default_name(source: str, target: str) -> str:
 
 
 def document(result: BuildResult) -> dict[str, Any]:
-    """The JSON of a build."""
+    """The JSON of a build; `tuning` stands in it where the build was tuned."""
     manifest = result.artifact.manifest
+    tuning = manifest.details.get("tuning")
     return {
+        **({} if tuning is None else {"tuning": tuning}),
         "artifact": str(result.path),
         "target": manifest.target,
         "backend": manifest.backend,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -98,6 +98,7 @@ def build_report(result: BuildResult, seconds: float) -> Parts:
     )  # fmt: skip
     if result.measurements:
         parts += ["", measurement_table(result.measurements)]
+    parts += tuning_parts(manifest.details.get("tuning"))
     worked = [r for r in result.passes if r.rewrites]
     if worked:
         made = table("pass", "effect", ">rewrites", ">time")
@@ -135,6 +136,7 @@ def manifest_report(path: Path, manifest: Manifest) -> Parts:
     parts: Parts = [verdict_line(manifest.verdict), made]
     if manifest.measurements:
         parts += ["", measurement_table(manifest.measurements)]
+    parts += tuning_parts(manifest.details.get("tuning"))
     return parts + _fallbacks(manifest)
 
 
@@ -327,6 +329,31 @@ def _details(manifest: Manifest) -> list[tuple[str, str]]:
         kind = "made-up" if goldens.get("synthetic") else "given"
         rows.append(("goldens", f"{goldens.get('samples')} {kind} samples"))
     return rows
+
+
+def tuning_parts(tuning: Mapping[str, Any] | None) -> Parts:
+    """What tuning gained as a whole, and by kernel where it changed something."""
+    if not tuning:
+        return []
+    ratio, interval = tuning.get("ratio"), tuning.get("interval")
+    what = f"tuning: {tuning['trials']} trials, {tuning['records_reused']} kernels from records"
+    if ratio is not None and interval is not None:
+        before, after = (milliseconds(tuning[k] / 1e3) for k in ("before_ms", "after_ms"))
+        what += (
+            f"; {before} -> {after} on {tuning['threads']} threads "
+            f"({ratio:.3f}x, 95 % interval {interval[0]:.3f} .. {interval[1]:.3f})"
+        )
+        what += "" if tuning["kept"] else ": not surely faster, so untuned"
+    elif not tuning["kept"]:
+        what += "; nothing faster was found"
+    changed = [k for k in tuning["kernels"] if k["blocking"]]
+    if not changed:
+        return ["", Text(what)]
+    made = table("tuned kernel", "blocking", ">before", ">after")
+    for k in changed:
+        times = [milliseconds(k[n] / 1e6) if n in k else "" for n in ("before_us", "after_us")]
+        made.add_row(escape(k["key"]), escape(k["blocking"]), *times)
+    return ["", Text(what), made]
 
 
 def _fallbacks(manifest: Manifest) -> Parts:
