@@ -34,6 +34,8 @@ Progress = Callable[[str, float], None]
 class Bench(Protocol):
     """Runs the program with kernels cut as wished, the others by rule."""
 
+    threads: int  # of an inference; may be set
+
     def prepare(self, choices: Mapping[str, Sequence[Blocking]]) -> None:
         """Compile these blockings of these kernels."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from effc.backends.tvm.insitu import InSitu, fill
 from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.program import Program
 from effc.backends.tvm.records import Records, default_path, here
-from effc.backends.tvm.search import Comparison, Search, Subject, compare
+from effc.backends.tvm.search import Bench, Comparison, Search, Subject, compare
 from effc.core.backend import TuneBudget
 from effc.core.measure import Feeds
 
@@ -59,7 +59,7 @@ def tune(program: Program, budget: TuneBudget, feeds: Feeds | None, threads: int
             interrupted = True
         found = search.choice
         budget.progress("tune: tuned beside untuned", 1.0)
-        compared, kept = _decide(bench, found, threads, final)
+        compared, kept = decide(bench, found, threads, final)
     choice = found if kept else {}
     facts |= {
         "seconds": round(time.monotonic() - begun, 3),
@@ -92,18 +92,26 @@ def _subjects(program: Program, records: Records) -> list[Subject]:
     return found
 
 
-def _decide(
-    bench: InSitu, choice: Mapping[str, Blocking], threads: int, seconds: float
+def decide(
+    bench: Bench,
+    choice: Mapping[str, Blocking],
+    threads: int,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Comparison | None, bool]:
-    """Whether the whole is faster with `choice`, and the comparison."""
+    """Hold the program with `choice` against the untuned one for `seconds`, and say whether to keep it.
+
+    It is kept if it is faster on `threads` threads beyond the noise, and on one thread not slower beyond it.
+    """
     if not choice:
         return None, False
     bench.prepare({kernel: [blocking] for kernel, blocking in choice.items()})
-    compared = compare(bench, choice, seconds if threads == 1 else seconds / 2)
+    share = seconds if threads == 1 else seconds / 2
+    compared = compare(bench, choice, share, clock=clock)
     kept = compared.ratio.high < 1.0
     if kept and threads > 1:
         bench.threads = 1
-        kept = compare(bench, choice, seconds / 2).ratio.low <= 1.0
+        kept = compare(bench, choice, share, clock=clock).ratio.low <= 1.0
     return compared, kept
 
 

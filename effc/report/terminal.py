@@ -346,6 +346,8 @@ def tuning_parts(tuning: Mapping[str, Any] | None) -> Parts:
         what += "" if tuning["kept"] else ": not surely faster, so untuned"
     elif not tuning["kept"]:
         what += "; nothing faster was found"
+    if tuning["records_skipped"]:
+        what += f"; {tuning['records_skipped']} lines of the records can't be read"
     changed = [k for k in tuning["kernels"] if k["blocking"]]
     if not changed:
         return ["", Text(what)]
