@@ -98,7 +98,7 @@ def judge(
             noise = {e.name: e.max_rel for e in compare_outputs(goldens, control())}
         for e in over:
             known = min(CONTROL_FACTOR * noise.get(e.name, 0.0), CONTROL_LIMIT)
-            limit = max(limits[e.name], known)
+            limit = max(limits[e.name], known) if limits[e.name] else 0.0
             if not e.max_rel <= limit:
                 return verdict(
                     "failed",
