@@ -1,0 +1,1 @@
+"""Passes that make weights smaller: 16-bit floats, block-quantized weights, palettes, binary weights."""

@@ -1,0 +1,1 @@
+"""Passes that quantize: calibration, placement, recovery of accuracy, and integer form."""
