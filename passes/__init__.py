@@ -35,6 +35,8 @@ PASSES = Registry(
         "recognize-normalization": "effc.passes.fuse.recognize_normalization:RecognizeNormalization",
         "recognize-attention": "effc.passes.fuse.recognize_attention:RecognizeAttention",
         "decompose-attention": "effc.passes.fuse.decompose_attention:DecomposeAttention",
+        # quantize
+        "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
     },
 )
 
