@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from urllib.parse import quote, unquote
 
 import onnx_ir as ir
 
@@ -257,7 +258,9 @@ def _read(text: str, kind: Any, where: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        if kind in (int, float, str):
+        if kind is str:
+            return unquote(text)
+        if kind in (int, float):
             return kind(text)
         if typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
@@ -268,11 +271,14 @@ def _read(text: str, kind: Any, where: str) -> Any:
 
 
 def _show(value: Any) -> str:
+    """As pipeline text; what that is cut at, and node names may hold, is escaped as in a URL."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
         return "+".join(_show(v) for v in value)
-    return str(value)
+    if not isinstance(value, str):
+        return str(value)
+    return "".join(quote(c, safe="") if c in "%,+{}" or c.isspace() else c for c in str(value))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

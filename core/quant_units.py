@@ -1,4 +1,4 @@
-"""Units of quantization: the nodes of a Q/DQ model that compute on quantized tensors, and giving single ones back their reals.
+"""Units of quantization: the nodes of a Q/DQ model that compute on quantized tensors; single ones back to reals.
 
 A node is quantized as long as DequantizeLinear feeds it. Restoring it bypasses the pairs in front of it and
 puts its float weights back; a pair that still feeds a quantized neighbour stays, for that neighbour.

@@ -43,6 +43,6 @@ DequantizeLinear remain where reals come in and go out, and keep ONNX's meaning.
 
     tflite   TensorFlow Lite's reference kernels: m = M * 2^shift, M a 31-bit integer; doubly rounded
     fixed    cores without floating point: clamp(((acc * M + 2^(shift-1)) >> shift) + z); one rounding, halves up
-"""
+"""  # noqa: E501
 
 DOMAIN = "effc.integer"

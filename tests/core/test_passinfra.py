@@ -161,3 +161,23 @@ def test_what_users_forget() -> None:
         make_pass(Nameless, {})
     with pytest.raises(ConfigError, match="idle can't be made: .*run"):
         make_pass(Idle, {})
+
+
+@dataclass(frozen=True)
+class _Named(Pass):
+    """Keeps names."""
+
+    id = "named"
+    effect = Effect.EXACT
+
+    names: tuple[str, ...] = ()
+    one: str = ""
+
+    def run(self, model: ir.Model, ctx: PassContext) -> int:
+        return 0
+
+
+@given(st.lists(st.text(min_size=1), max_size=3), st.text(min_size=1))
+def test_any_name_survives_pipeline_text(names: list[str], one: str) -> None:
+    before = Pipeline((_Named(tuple(names), one), _Named()))
+    assert Pipeline.parse(str(before), lambda _: _Named) == before
