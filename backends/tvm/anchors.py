@@ -25,6 +25,7 @@ from effc.backends.tvm.kernels.conv_transpose import (
 from effc.backends.tvm.kernels.epilogue import Epilogue
 from effc.backends.tvm.kernels.gemm import GemmSpec, MatmulSpec, gemm, matmul, pack_gemm
 from effc.backends.tvm.kernels.pool import PoolSpec, pool
+from effc.backends.tvm.kernels.pool_bytes import Average, global_pool_bytes, pool_bytes
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.ops import all as _all_ops  # noqa: F401  registers the rules
 from effc.backends.tvm.ops.contract import (
@@ -34,7 +35,9 @@ from effc.backends.tvm.ops.contract import (
     Wanted,
     find_kernel,
     operands,
+    operator_key,
 )
+from effc.backends.tvm.ops.requantize import BYTES, byte, number, target
 from effc.backends.tvm.program import Kernel
 
 Array = npt.NDArray[Any]
@@ -71,7 +74,7 @@ FINDERS: dict[str, Finder] = {}
 
 
 def finder(*op_types: str) -> Callable[[Finder], Finder]:
-    """Register how these operators of the ONNX domain are lowered; None leaves them to `ops`."""
+    """Register how these operators are lowered, `domain::Op` outside of ONNX's; None leaves them to `ops`."""
 
     def register(function: Finder) -> Finder:
         for op_type in op_types:
@@ -83,8 +86,9 @@ def finder(*op_types: str) -> Callable[[Finder], Finder]:
 
 def find_anchor(node: OpNode) -> Anchor | None:
     """The kernel for `node`, if it has one. Raises Refused where its operator can't be lowered so."""
-    if node.domain in ("", "ai.onnx") and node.op_type in FINDERS:
-        found = FINDERS[node.op_type](node)
+    known = FINDERS.get(operator_key(node.op_type, node.domain))
+    if known is not None:
+        found = known(node)
         if found is not None:
             return found
     entry = find_kernel(node)
@@ -236,32 +240,68 @@ def _conv_transpose_spec(node: OpNode) -> ConvTransposeSpec:
     )
 
 
-@finder("MaxPool", "AveragePool")
-def _pool(node: OpNode) -> Anchor:
-    _float32(node)
-    if len(node.outputs) > 1:
-        raise Refused("its indices are read", "use MaxPool without the output Indices")
+def _pool_spec(node: OpNode) -> PoolSpec:
+    kernel = tuple(node.attr("kernel_shape"))
+    strides = tuple(node.attr("strides", (1,) * len(kernel)))
+    dilations = tuple(node.attr("dilations", (1,) * len(kernel)))
+    return PoolSpec(
+        input=node.input(0),
+        output=node.outputs[0],
+        kernel=kernel,
+        strides=strides,
+        pads=conv_pads(node, kernel, strides, dilations),
+        dilations=dilations,
+        average=node.op_type == "AveragePool",
+        count_include_pad=bool(node.attr("count_include_pad", 0)),
+    )
 
-    def spec(node: OpNode) -> PoolSpec:
-        kernel = tuple(node.attr("kernel_shape"))
-        strides = tuple(node.attr("strides", (1,) * len(kernel)))
-        dilations = tuple(node.attr("dilations", (1,) * len(kernel)))
-        return PoolSpec(
-            input=node.input(0),
-            output=node.outputs[0],
-            kernel=kernel,
-            strides=strides,
-            pads=conv_pads(node, kernel, strides, dilations),
-            dilations=dilations,
-            average=node.op_type == "AveragePool",
-            count_include_pad=bool(node.attr("count_include_pad", 0)),
-        )
 
+def _pool_anchor(node: OpNode, build: Callable[..., Kernel]) -> Anchor:
+    """`build(spec, name, isa, epilogue)` on blocked tensors."""
     return Anchor(
         node.op_type.lower(),
         (0,),
         lambda n, isa: Wanted((Layout(isa.lanes),), (Layout(isa.lanes),)),
-        lambda n, name, isa, epilogue: pool(spec(n), name, isa, epilogue),
+        lambda n, name, isa, epilogue: build(_pool_spec(n), name, isa, epilogue),
+    )
+
+
+@finder("MaxPool", "AveragePool")
+def _pool(node: OpNode) -> Anchor:
+    if len(node.outputs) > 1:
+        raise Refused("its indices are read", "use MaxPool without the output Indices")
+    if node.op_type == "MaxPool" and node.input(0).dtype in BYTES:
+        return _pool_anchor(
+            node, lambda spec, name, isa, e: pool_bytes(spec, name, isa, None, epilogue=e)
+        )
+    _float32(node)
+    return _pool_anchor(node, pool)
+
+
+def _average(node: OpNode) -> Average:
+    byte(node.input(0).dtype)
+    return Average(node.attr("x_zero_point", 0), number(node, "multiplier"), target(node))
+
+
+@finder("effc.integer::AveragePool")
+def _integer_pool(node: OpNode) -> Anchor:
+    average = _average(node)
+    return _pool_anchor(
+        node, lambda spec, name, isa, e: pool_bytes(spec, name, isa, average, epilogue=e)
+    )
+
+
+@finder("effc.integer::GlobalAveragePool")
+def _integer_global_pool(node: OpNode) -> Anchor:
+    average = _average(node)
+    return Anchor(
+        node.op_type.lower(),
+        (0,),
+        lambda n, isa: Wanted((Layout(isa.lanes),), (Layout(isa.lanes),)),
+        lambda n, name, isa, epilogue: global_pool_bytes(
+            n.input(0), n.outputs[0], average, name, isa
+        ),
+        fuses=False,
     )
 
 

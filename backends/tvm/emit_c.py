@@ -16,6 +16,7 @@ CONSTANTS_FILE = "constants.bin"
 # what the compiler's __builtin_cpu_supports can ask of the processor: the vector units that kernels use
 _CHECKED = (
     "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni",
+    "avx512vbmi",
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from effc.backends.tvm.ops.contract import (
     operands,
 )
 from effc.core.errors import Problem
+from effc.core.integers import DOMAIN
 from effc.core.ir import const, shape_of
 from effc.core.source import place_of
 
@@ -252,6 +253,8 @@ class _Fusion:
         targets = list({id(g): g for r in readers for g in self.homes[r]}.values())
         if any(g.anchor or g.is_concat or len(g.ops) >= _LONGEST for g in targets):
             return []
+        if any(is_lookup(o) for g in targets for o in g.ops):
+            return []
         if _alone(op) or (_turns(op) and not all(_only_moves(o) for g in targets for o in g.ops)):
             return []
         if not _only_moves(op) and any(_turns(o) for g in targets for o in g.ops):
@@ -270,7 +273,14 @@ class _Fusion:
 
 def _alone(op: Op) -> bool:
     """Whether the operator's own kernel is so much faster that it pays to store the result."""
+    if is_lookup(op):
+        return True
     return op.info.op_type in ("Resize", "Upsample") and op.info.attr("mode") == "linear"
+
+
+def is_lookup(op: Op) -> bool:
+    """Whether `op` is effc.integer::Lookup: 64 bytes at once alone, one load an element inside of others."""
+    return op.info.op_type == "Lookup" and op.info.domain == DOMAIN
 
 
 def _only_moves(op: Op) -> bool:

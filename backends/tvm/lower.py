@@ -15,6 +15,7 @@ from effc.backends.tvm.grouping import (
     Op,
     fuse,
     is_constant,
+    is_lookup,
     problem,
     read_ops,
     type_of,
@@ -26,6 +27,7 @@ from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 from effc.backends.tvm.ops.contract import OpNode, Refused
 from effc.backends.tvm.ops.injective import injective
+from effc.backends.tvm.ops.lookup import lookup
 from effc.backends.tvm.ops.resize import resize_kernel
 from effc.backends.tvm.ops.strided import strided
 from effc.backends.tvm.plan import (
@@ -315,7 +317,9 @@ class _Lowering:
 
         def make(name: str) -> Kernel:
             op, kernel = group.ops[0], None
-            if len(group.ops) == 1 and len(types) == 1 and not strided(out, types[0], body):
+            if len(group.ops) == 1 and is_lookup(op):
+                kernel = lookup(op.info, name, self.isa, out, *types)
+            elif len(group.ops) == 1 and len(types) == 1 and not strided(out, types[0], body):
                 kernel = resize_kernel(op.info, name, self.isa, out, types[0])
             return kernel or injective(name, self.isa, [out], types, body)
 

@@ -22,7 +22,8 @@ METADATA = "effc.layout"
 _SWEEPS = 8
 # map operators that leave the channel of an element alone, so that a vector of channels stays one
 _CHANNELWISE = {
-    "AveragePool", "CenterCropPad", "Expand", "Identity", "Pad", "Resize", "Slice", "Tile", "Upsample",
+    "AveragePool", "CenterCropPad", "Expand", "Identity", "Lookup", "Pad", "Resize", "Slice", "Tile",
+    "Upsample",
 }  # fmt: skip
 
 

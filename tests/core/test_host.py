@@ -12,7 +12,7 @@ from effc.core.profiles import load_profile
 
 ZEN = (
     "fpu sse4_2 ssse3 popcnt avx avx2 fma f16c bmi1 bmi2 movbe avx512f avx512bw avx512cd avx512dq"
-    " avx512vl avx512_vnni avx512_bf16"
+    " avx512vl avx512_vnni avx512vbmi avx512_bf16"
 )
 
 
@@ -52,7 +52,7 @@ def test_x86_with_hyper_threads(tmp_path: Path) -> None:
     assert (host.mcpu, host.triple, host.cores, host.vendor) == (
         "x86-64-v4", "x86_64-linux-gnu", 2, "AuthenticAMD",
     )  # fmt: skip
-    assert {"avx512vnni", "avx512bf16", "fma"} <= set(host.features)
+    assert {"avx512vnni", "avx512vbmi", "avx512bf16", "fma"} <= set(host.features)
     assert "amx-int8" not in host.features
     assert [(m.name, m.bytes.value, m.shared_by) for m in host.memories] == [
         ("L1d", 32 * 1024, 2), ("L3", 8 << 20, 4), ("DRAM", 2 << 20, 1),

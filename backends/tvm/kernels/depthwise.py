@@ -84,6 +84,11 @@ class Depthwise:
     buffers: list[Any] = field(default_factory=list, init=False)
 
     weighted: ClassVar[bool] = True  # pooling has no weights
+    number: str = field(default="float32", init=False)  # what is added up
+
+    def fetch(self, value: Expr) -> Expr:
+        """An element of the input as a number that is added up."""
+        return value
 
     def start(self) -> Expr:
         """What the reduction starts with, where there is no bias."""
@@ -132,9 +137,9 @@ class Depthwise:
             self.tiles = (Tile(0, 1, inner.count, ((True,),) * len(inner.taps)),)
         width = max(t.width for t in self.tiles)
         self.reuse = len(positions(inner, width)) + width + 2 <= self.isa.registers
-        self.acc = tir.local("acc", width * lanes, "float32")
-        self.wv = tir.local("wv", lanes, "float32")
-        self.iv = tir.local("iv", len(positions(inner, width)) * lanes, "float32")
+        self.acc = tir.local("acc", width * lanes, self.number)
+        self.wv = tir.local("wv", lanes, self.number)
+        self.iv = tir.local("iv", len(positions(inner, width)) * lanes, self.number)
         rows = math.prod(a.count for a in self.axes[:-1])
         self.rows = rows
         self.piece = min(own.group or task_rows(rows, n * self.blocks), rows)
@@ -257,7 +262,7 @@ class Depthwise:
 
             def one(j: Expr) -> Stmt:
                 def fma(lane: Expr) -> Stmt:
-                    value = load(self.buffers[1], x + j * (inner.step * step) + lane)
+                    value = self.fetch(load(self.buffers[1], x + j * (inner.step * step) + lane))
                     weight = load(self.buffers[2], w + j * lanes + lane) if self.weighted else None
                     total = self.combine(load(self.acc, lane), value, weight)
                     return tirx.BufferStore(self.acc, total, [lane])
@@ -287,7 +292,7 @@ class Depthwise:
                 slots[where] = len(slots)
 
                 def fetch(lane: Expr, where: int = where) -> Stmt:
-                    value = load(self.buffers[1], xi + (where * step) + lane)
+                    value = self.fetch(load(self.buffers[1], xi + (where * step) + lane))
                     return tirx.BufferStore(self.iv, value, [slots[where] * lanes + lane])
 
                 stmts.append(vector(lanes, fetch))
@@ -296,7 +301,7 @@ class Depthwise:
                 if self.reuse:
                     value = load(self.iv, slots[where] * lanes + lane)
                 else:
-                    value = load(self.buffers[1], xi + (where * step) + lane)
+                    value = self.fetch(load(self.buffers[1], xi + (where * step) + lane))
                 weight = load(self.wv, lane) if self.weighted else None
                 total = self.combine(load(self.acc, i * lanes + lane), value, weight)
                 return tirx.BufferStore(self.acc, total, [i * lanes + lane])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tvm import tirx
@@ -45,7 +45,14 @@ class PoolSpec:
 
 def pool(spec: PoolSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> Kernel:
     """Params: output, input, the epilogue's operands."""
-    axes = tuple(
+    return Pooling(
+        isa, spec.input, spec.output, pool_axes(spec), False, name, epilogue, spec
+    ).kernel()
+
+
+def pool_axes(spec: PoolSpec) -> tuple[Axis, ...]:
+    """Which elements each window takes."""
+    return tuple(
         Axis(
             spec.input.shape[2 + i],
             spec.output.shape[2 + i],
@@ -56,7 +63,6 @@ def pool(spec: PoolSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> 
         )
         for i, k in enumerate(spec.kernel)
     )
-    return Pooling(isa, spec.input, spec.output, axes, False, name, epilogue, spec).kernel()
 
 
 @dataclass
@@ -82,6 +88,16 @@ class Pooling(Depthwise):
         assert self.spec
         if not self.spec.average:
             return total
+        count = self.count(places)
+        if not isinstance(count, int):
+            return total / tirx.Cast("float32", count)
+        if count & (count - 1) == 0:
+            return total * tirx.const(1.0 / count, "float32")
+        return total / tirx.const(float(count), "float32")
+
+    def count(self, places: Sequence[Expr]) -> Expr | int:
+        """How many elements an average is taken of; a number where it is the same everywhere."""
+        assert self.spec
         known, count = 1, int32(1)
         for i, axis in enumerate(self.axes):
             end = self.spec.pads[len(self.axes) + i] if self.spec.count_include_pad else 0
@@ -95,11 +111,8 @@ class Pooling(Depthwise):
             low = tirx.max((axis.step - 1 - begin - base) // axis.step, 0)
             count = count * (high - low)
         if isinstance(count, tirx.IntImm):
-            known *= max(1, int(count.value))
-            if known & (known - 1) == 0:
-                return total * tirx.const(1.0 / known, "float32")
-            return total / tirx.const(float(known), "float32")
-        return total / tirx.Cast("float32", tirx.max(count * known, 1))
+            return known * max(1, int(count.value))
+        return tirx.max(count * known, 1)
 
 
 def global_pool(
@@ -114,11 +127,13 @@ def global_pool(
 
     A blocked input gives a blocked or plain output, a plain input a plain one.
     """
-    return _Global(isa, input, output, average, name, epilogue).kernel()
+    return GlobalPooling(isa, input, output, average, name, epilogue).kernel()
 
 
 @dataclass
-class _Global:
+class GlobalPooling:
+    """Emits the kernel of a pooling over all positions."""
+
     isa: Isa
     input: TensorType
     output: TensorType
@@ -126,7 +141,20 @@ class _Global:
     name: str
     epilogue: Epilogue
 
+    number: ClassVar[str] = "float32"  # what is added up
+    clean: ClassVar[bool] = True  # whether the average of zeros is zero
+
+    def fetch(self, value: Expr) -> Expr:
+        """An element of the input as a number that is added up."""
+        return value
+
+    @property
+    def start(self) -> Expr:
+        """What a maximum or a sum starts with."""
+        return tirx.const(0.0 if self.average else LOWEST, "float32")
+
     def kernel(self) -> Kernel:
+        """Tasks are image x block of channels."""
         n, channels = self.input.shape[:2]
         self.lanes = self.isa.lanes
         self.area = math.prod(self.input.shape[2:])
@@ -138,12 +166,18 @@ class _Global:
         self.x = buffers[1]
         width = self.lanes if self.blocked else 1
         self.store = Store(
-            self.output, buffers[0], self.epilogue, buffers[2:], width, 1, clean=self.average
+            self.output,
+            buffers[0],
+            self.epilogue,
+            buffers[2:],
+            width,
+            1,
+            clean=self.average and self.clean,
         )
         vectors = self.area if self.blocked else self.area // self.lanes
         self.chains = max(1, min(CHAINS, vectors))
-        self.acc = tir.local("acc", self.chains * self.lanes, "float32")
-        self.single = tir.local("single", 1, "float32")
+        self.acc = tir.local("acc", self.chains * self.lanes, self.number)
+        self.single = tir.local("single", 1, self.number)
         order = (("n", n), ("block", self.blocks))
 
         def body(begin: Expr, end: Expr) -> Stmt:
@@ -163,13 +197,13 @@ class _Global:
         image = (at["n"] * self.blocks + at["block"]) * self.area
         x0 = tirx.Var("x0", "int32")
         stmts.append(tirx.Bind(x0, (image * lanes if self.blocked else image) + int32(0)))
-        start = tirx.const(0.0 if self.average else LOWEST, "float32")
+        start = self.start
         vectors = self.area if self.blocked else self.area // lanes
 
         def take(k: Expr, chain: int) -> Stmt:
             def body(lane: Expr) -> Stmt:
                 i = lane + chain * lanes
-                value = load(self.x, x0 + k * lanes + lane)
+                value = self.fetch(load(self.x, x0 + k * lanes + lane))
                 return tirx.BufferStore(self.acc, self._combine(load(self.acc, i), value), [i])
 
             return vector(lanes, body)
@@ -200,12 +234,12 @@ class _Global:
         if not self.blocked:
             stmts += self._across(x0, vectors * lanes, start)
             index = [at["n"], at["block"], *zeros]
-            stmts.append(self.store.vector(lambda _: self._mean(load(self.single, 0)), index, 1))
+            stmts.append(self.store.vector(lambda _: self.mean(load(self.single, 0)), index, 1))
             return tir.seq(*stmts)
         index = [at["n"], at["block"] * lanes, *zeros]
 
         def finish(valid: int) -> Stmt:
-            return self.store.vector(lambda lane: self._mean(load(self.acc, lane)), index, valid)
+            return self.store.vector(lambda lane: self.mean(load(self.acc, lane)), index, valid)
 
         partial = self.output.shape[1] % lanes
         if partial and self.blocks > 1:
@@ -223,8 +257,9 @@ class _Global:
 
         stmts: list[Stmt] = [tirx.BufferStore(self.single, start, [0])]
         stmts += [one(load(self.acc, i)) for i in range(self.lanes)]
-        stmts += [one(load(self.x, x0 + i)) for i in range(done, self.area)]
+        stmts += [one(self.fetch(load(self.x, x0 + i))) for i in range(done, self.area)]
         return stmts
 
-    def _mean(self, total: Expr) -> Expr:
+    def mean(self, total: Expr) -> Expr:
+        """The result of a maximum or a sum."""
         return total / tirx.const(float(self.area), "float32") if self.average else total

@@ -146,7 +146,8 @@ RULES: dict[str, RuleEntry] = {}
 KERNELS: dict[str, KernelEntry] = {}
 
 
-def _key(op_type: str, domain: str) -> str:
+def operator_key(op_type: str, domain: str) -> str:
+    """What an operator is registered as: its name, behind `domain::` outside of ONNX's domain."""
     return op_type if domain in ("", "ai.onnx") else f"{domain}::{op_type}"
 
 
@@ -169,8 +170,8 @@ def rule(
 
 def operands(node: OpNode) -> tuple[int, ...]:
     """The indices of the inputs that a kernel of `node` reads at run time, in order."""
-    entry = RULES.get(_key(node.op_type, node.domain)) or KERNELS.get(
-        _key(node.op_type, node.domain)
+    entry = RULES.get(operator_key(node.op_type, node.domain)) or KERNELS.get(
+        operator_key(node.op_type, node.domain)
     )
     static = entry.static if entry else ()
     return tuple(i for i, t in enumerate(node.inputs) if t is not None and i not in static)
@@ -217,13 +218,13 @@ def _check_types(node: OpNode) -> None:
 def find_rule(node: OpNode) -> RuleEntry | None:
     """The rule of the node's operator, if it has one; refuses element types without kernels."""
     _check_types(node)
-    return RULES.get(_key(node.op_type, node.domain))
+    return RULES.get(operator_key(node.op_type, node.domain))
 
 
 def find_kernel(node: OpNode) -> KernelEntry | None:
     """The kernel builder of the node's operator, if it has one; refuses types like `find_rule`."""
     _check_types(node)
-    return KERNELS.get(_key(node.op_type, node.domain))
+    return KERNELS.get(operator_key(node.op_type, node.domain))
 
 
 def apply_rule(node: OpNode, inputs: Sequence[Lazy | None]) -> tuple[Lazy, ...]:
