@@ -36,6 +36,7 @@ PASSES = Registry(
         "recognize-attention": "effc.passes.fuse.recognize_attention:RecognizeAttention",
         "decompose-attention": "effc.passes.fuse.decompose_attention:DecomposeAttention",
         # quantize
+        "quantize": "effc.passes.quantize.quantize:Quantize",
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
     },
 )
@@ -51,6 +52,8 @@ FUSE = (
     "merge-parallel-branches,simplify-layout-ops,repeat,recognize-attention,simplify-layout-ops,"
     "eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
+# what a quantizing build may run between the two; each can be left out
+RECOVERY = ("equalize-layers", "migrate-difficulty", "correct-bias", "adaround")
 
 
 def lookup(name: str) -> type[Pass]:
