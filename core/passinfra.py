@@ -57,7 +57,7 @@ class Pass(ABC):
     def __str__(self) -> str:
         """The pass as pipeline text: options that differ from their defaults, in field order."""
         options = ",".join(
-            f"{f.name.replace('_', '-')}={_show(getattr(self, f.name))}"
+            f"{f.name.replace('_', '-')}={show(getattr(self, f.name))}"
             for f in options_of(type(self))
             if getattr(self, f.name) != _default(f)
         )
@@ -270,12 +270,12 @@ def _read(text: str, kind: Any, where: str) -> Any:
     raise ConfigError(f"option {where} has a type that pipeline text can't carry: {kind}")
 
 
-def _show(value: Any) -> str:
-    """As pipeline text; what that is cut at, and node names may hold, is escaped as in a URL."""
+def show(value: Any) -> str:
+    """An option's value as pipeline text; what that is cut at is escaped as in a URL (names may hold it)."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "+".join(_show(v) for v in value)
+        return "+".join(show(v) for v in value)
     if not isinstance(value, str):
         return str(value)
     return "".join(quote(c, safe="") if c in "%,+{}" or c.isspace() else c for c in str(value))

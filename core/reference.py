@@ -25,9 +25,17 @@ class OnnxRuntimeRunner(Runner):
     """Runs an IR model or an ONNX file with onnxruntime on the CPU."""
 
     def __init__(
-        self, model: ir.Model | Path, *, threads: int = 1, optimize: bool = True, name: str = ""
+        self,
+        model: ir.Model | Path,
+        *,
+        threads: int = 1,
+        optimize: bool = True,
+        integer_kernels: bool = True,
+        name: str = "",
     ) -> None:
+        """`integer_kernels` off: Q/DQ is computed in float, as ONNX defines it, however optimized."""
         self.model = model
+        self.integer_kernels = integer_kernels
         self.threads = threads
         self.optimize = optimize
         self.name = name or f"onnxruntime {ort.__version__}"
@@ -51,6 +59,8 @@ class OnnxRuntimeRunner(Runner):
         options.log_severity_level = 4
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        if not self.integer_kernels:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL

@@ -18,7 +18,7 @@ from effc.choices import (
     DEFAULTS,
     BuildOptions,
     choose_backend,
-    choose_pipeline,
+    choose_pipelines,
     choose_target,
 )
 from effc.core.artifact import Artifact, Manifest, PassEntry, Verdict, sha256_file
@@ -36,6 +36,8 @@ from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.source import Source
 from effc.core.specs import static_specs
 from effc.core.verify import judge, quantized_outputs
+from effc.precision.plan import Workbench, compress, part
+from effc.precision.recipe import RECIPE, save_recipe
 from effc.report.page import write_page
 from effc.sources import load
 from effc.tuning import tuned
@@ -74,26 +76,33 @@ def build(
     chosen = choose_target(target, options)
 
     progress("load", 0.0)
-    loaded = _load(source, options)
+    loaded = load_source(source, options)
     # after the model: to import a toolchain takes seconds
     backend = choose_backend(chosen, options)
-    pipeline = choose_pipeline(options, backend, chosen)
+    front, legal = choose_pipelines(options, backend, chosen)
+    device = next(iter(backend.devices(chosen)), None)
 
     progress("record goldens", 0.2)
-    samples = _samples(loaded, options)
+    samples = open_calibration(loaded, options)
     goldens = Goldens.record(loaded.model, samples)
 
     model = loaded.model.clone()
     context = PassContext(chosen, samples, options.seed)
-    instruments = [
-        *_instruments(options, goldens.feeds),
-        _PassProgress(progress, 0.22, 0.25, pipeline),
-    ]
-    records = pipeline.run(model, context, instruments)  # canonicalize, compress, legalize
+    instruments = _instruments(options, goldens.feeds)
+    shown = _PassProgress(progress, 0.22, 0.25, front)
+    records = front.run(model, context, [*instruments, shown])  # canonicalize, fuse
+    bench = Workbench(
+        backend, chosen, device, samples, options, tuple(instruments), part(progress, 0.25, 0.6)
+    )
+    planned = compress(model, bench, loaded.sha256)
+    model = planned.model
+    if planned.recipe is not None:
+        progress = part(progress, 0.5, 1.0)
+    records += planned.records + legal.run(model, context, instruments)
+    pipeline = front + planned.pipeline + legal
 
     progress(f"lower for {chosen.profile.name}", 0.25)
     lowered = backend.lower(model, chosen)
-    device = next(iter(backend.devices(chosen)), None)
     lowered = tuned(
         lowered,
         backend,
@@ -106,7 +115,10 @@ def build(
 
     with staging_folder(out, pack=options.pack) as folder:
         progress("compile", 0.55 if options.tune_seconds else 0.3)
-        files = backend.compile(lowered, chosen, folder)
+        files = dict(backend.compile(lowered, chosen, folder))
+        if planned.recipe is not None:
+            save_recipe(folder / RECIPE, planned.recipe)
+            files["recipe"] = folder / RECIPE
         artifact = Artifact(
             folder,
             Manifest(
@@ -123,7 +135,11 @@ def build(
                 versions=_versions(backend),
                 verdict=Verdict("not run", backend.why_no_device(chosen)),
                 preprocess=_described(options.preprocess or _wanted_preprocess(loaded)),
-                details={**backend.describe(lowered), "goldens": goldens.describe()},
+                details={
+                    **backend.describe(lowered),
+                    **planned.describe(),
+                    "goldens": goldens.describe(),
+                },
             ),
         )
         layers: list[LayerTime] = []
@@ -171,7 +187,7 @@ class Goldens:
         }
 
 
-def _load(source: str, options: BuildOptions) -> Source:
+def load_source(source: str, options: BuildOptions) -> Source:
     """The model: read, checked, its shapes fixed and inferred."""
     loaded = load(source, options.shapes)
     check_model(loaded.model, allow_nonfinite=options.allow_nonfinite)
@@ -189,7 +205,7 @@ def _described(preprocess: Preprocess | None) -> dict[str, Any] | None:
     return preprocess.describe() if preprocess else None
 
 
-def _samples(source: Source, options: BuildOptions) -> Samples:
+def open_calibration(source: Source, options: BuildOptions) -> Samples:
     """The user's samples, or made-up ones, which say so."""
     inputs = static_specs(source.model.graph.inputs)
     if isinstance(options.samples, Path):

@@ -8,7 +8,7 @@ import msgspec
 import onnx_ir as ir
 
 from effc.backends import BACKENDS, make_backend
-from effc.choices import BuildOptions, choose_backend, choose_pipeline, choose_target
+from effc.choices import BuildOptions, choose_backend, choose_pipelines, choose_target
 from effc.core.check import check_model
 from effc.core.errors import Problem
 from effc.core.passinfra import PassContext
@@ -51,13 +51,13 @@ def check(
     options = BuildOptions(precision=precision, backend=backend, shapes=shapes or {})
     chosen = choose_target(target, options)
     found = choose_backend(chosen, options)
-    pipeline = choose_pipeline(options, found, chosen)
+    front, legal = choose_pipelines(options, found, chosen)
     model = load(source, options.shapes).model
     check_model(model)
     fix_shapes(model, options.shapes)
     infer_shapes(model)
     static_specs(model.graph.inputs)
-    pipeline.run(model, PassContext(chosen))
+    (front + legal).run(model, PassContext(chosen))
     problems = _with_others(found.check(model, chosen), model, chosen, found.id)
     return Check(not problems, problems, chosen.profile.name, found.id, len(model.graph))
 

@@ -17,7 +17,7 @@ from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
 from effc.core.target import Target
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w4a8", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,12 @@ class BuildOptions:
     """The user's choices; the defaults are what `effc build MODEL --target T` means."""
 
     precision: str = "fp32"
+    max_drop: float = 0.5  # of precision "auto", in points of the task's metric
+    keep_float: tuple[str, ...] = ()  # nodes that are not quantized
+    quantize: tuple[str, ...] = ()  # options of the pass quantize, like `calibrator=entropy`
+    recipe: Path | None = (
+        None  # what an earlier build chose; an artifact's folder stands for its own
+    )
     backend: str = ""  # "" is the backend of the target's profile
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     samples: Samples | Path | None = None  # a path is opened for the inputs of the model
@@ -51,7 +57,7 @@ def choose_target(name: str, options: BuildOptions) -> Target:
     if options.precision not in PRECISIONS:
         raise ConfigError(
             f"precision {options.precision!r} is not one of {', '.join(PRECISIONS)}",
-            hint="this version builds at the precision of the model: leave --precision out",
+            hint="auto mixes int8 and float within --max-drop",
         )
     profile = load_profile(name)
     return Target(
@@ -84,14 +90,25 @@ def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
     return backend
 
 
-def choose_pipeline(options: BuildOptions, backend: Backend[Any], target: Target) -> Pipeline:
-    """Canonicalize, compress (the user's passes), fuse, then what the backend needs."""
+def choose_pipelines(
+    options: BuildOptions, backend: Backend[Any], target: Target
+) -> tuple[Pipeline, Pipeline]:
+    """What runs before compression (canonicalize, fuse, the user's passes), and what the backend needs."""
     standard = options.pipeline or f"{passes.CANONICALIZE},{passes.FUSE}"
-    whole = passes.parse(",".join((standard, *options.passes, backend.legalize(target))))
-    unknown = options.skip - {p.id for p in whole.passes}
+    front = passes.parse(",".join((standard, *options.passes)))
+    legal = passes.parse(backend.legalize(target))
+    known = dict.fromkeys(p.id for p in (*front.passes, *legal.passes))
+    unknown = options.skip - set(known)
+    if target.precision != "fp32":
+        unknown -= set(passes.RECOVERY)
     if unknown:
         raise ConfigError(
             f"--skip names {', '.join(sorted(unknown))}, which the pipeline does not run",
-            hint=f"it runs: {', '.join(dict.fromkeys(p.id for p in whole.passes))}",
+            hint=f"it runs: {', '.join(known)}",
         )
-    return Pipeline(tuple(p for p in whole.passes if p.id not in options.skip))
+    return without(front, options.skip), without(legal, options.skip)
+
+
+def without(pipeline: Pipeline, skip: frozenset[str]) -> Pipeline:
+    """The pipeline but for the passes whose ids are in `skip`."""
+    return Pipeline(tuple(p for p in pipeline.passes if p.id not in skip))

@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "effc.commands.inspect:inspect",
     "check": "effc.commands.check:check",
     "compare": "effc.commands.compare:compare",
+    "blame": "effc.commands.blame:blame",
     "targets": "effc.commands.lists:targets",
     "passes": "effc.commands.lists:passes",
     "backends": "effc.commands.lists:backends",

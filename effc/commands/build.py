@@ -33,7 +33,33 @@ if TYPE_CHECKING:
     help="The device: a name of `effc targets`, or the path of a TOML profile.",
 )
 @click.option("--out", "-o", type=PATH, help="Where the artifact goes  [default: MODEL-TARGET]")
-@click.option("--precision", default="fp32", show_default=True, help="The artifact's numbers.")
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="The artifact's numbers: fp32, fp16, bf16, int8, w4a8 (4-bit weights), or auto: the fastest mix "
+    "within --max-drop.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    default=0.5,
+    show_default=True,
+    help="What --precision auto may lose, in points: of top-1 where the samples have labels, of agreement "
+    "with the float model, or noise in percent of the signal.",
+)
+@click.option(
+    "--keep-float", multiple=True, metavar="NODE", help="Do not quantize this node; again for each."
+)
+@click.option(
+    "--quantize",
+    default="",
+    metavar="OPTIONS",
+    help="Options of the pass quantize, like calibrator=entropy (see `effc passes`).",
+)
+@click.option(
+    "--recipe", type=PATH, help="Do what an earlier build chose: its recipe.json, or its artifact."
+)
 @click.option("--backend", default="", help="Another backend than the target's own.")
 @shape_option
 @click.option(
@@ -76,7 +102,8 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def build(  # noqa: PLR0913
-    ctx: click.Context, source: str, target: str, out: Path | None, precision: str, backend: str,
+    ctx: click.Context, source: str, target: str, out: Path | None, precision: str, max_drop: float,
+    keep_float: tuple[str, ...], quantize: str, recipe: Path | None, backend: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...], samples: Path | None, preprocess: Preprocess | None,
     pipeline: str, passes: tuple[str, ...], skip: tuple[str, ...], budget: float,
     records: Path | None, seed: int,
@@ -94,6 +121,10 @@ def build(  # noqa: PLR0913
 
     options = BuildOptions(
         precision=precision,
+        max_drop=max_drop,
+        keep_float=keep_float,
+        quantize=tuple(filter(None, quantize.split(","))),
+        recipe=recipe,
         backend=backend,
         shapes=dict(shapes),
         samples=samples,

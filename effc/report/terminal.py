@@ -98,6 +98,7 @@ def build_report(result: BuildResult, seconds: float) -> Parts:
     )  # fmt: skip
     if result.measurements:
         parts += ["", measurement_table(result.measurements)]
+    parts += _precision(manifest)
     parts += tuning_parts(manifest.details.get("tuning"))
     worked = [r for r in result.passes if r.rewrites]
     if worked:
@@ -136,8 +137,23 @@ def manifest_report(path: Path, manifest: Manifest) -> Parts:
     parts: Parts = [verdict_line(manifest.verdict), made]
     if manifest.measurements:
         parts += ["", measurement_table(manifest.measurements)]
+    parts += _precision(manifest)
     parts += tuning_parts(manifest.details.get("tuning"))
     return parts + _fallbacks(manifest)
+
+
+def _precision(manifest: Manifest) -> Parts:
+    import msgspec
+
+    from effc.precision.blame import BlameRow
+    from effc.report.precision import blame_parts, precision_parts
+
+    described = manifest.details.get("precision")
+    if not described:
+        return []
+    rows = msgspec.convert(described["blame"], tuple[BlameRow, ...])
+    worst: Parts = ["", *blame_parts(rows, most=5)] if rows else []
+    return [*precision_parts(described), *worst]
 
 
 def bench_report(result: Bench) -> Parts:

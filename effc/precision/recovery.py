@@ -1,0 +1,82 @@
+"""Recovering accuracy without training: what is tried, and what is kept because it helps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from effc.core.errors import EffcError
+from effc.core.passinfra import PassRecord, show
+from effc.precision.contract import clone
+from effc.precision.score import Judge, Score
+
+if TYPE_CHECKING:
+    from effc.precision.plan import Workbench
+
+ENOUGH_SQNR_DB = 40.0  # beyond this no method is worth its time
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The quantized model and the pipeline text that made it."""
+
+    model: ir.Model
+    text: str
+    records: tuple[PassRecord, ...]
+    score: Score
+    notes: tuple[str, ...]
+
+
+def recover(model: ir.Model, bench: Workbench, judge: Judge, scheme: str) -> Recovered:
+    """Quantize `model` (which stays) by `scheme`, with the methods that raise the SQNR of the outputs."""
+    options = bench.options
+    settings = [f"scheme={scheme}", *options.quantize]
+    if bench.target.precision == "w4a8":
+        settings.append("weight-bits=4")
+    if options.keep_float:
+        settings.append(f"keep-float={show(options.keep_float)}")
+    quantize = f"quantize{{{','.join(settings)}}}"
+    ladder = [
+        quantize,
+        f"{quantize},correct-bias",
+        f"equalize-layers,{quantize},correct-bias",
+    ]
+    best: Recovered | None = None
+    notes: list[str] = []
+    for i, text in enumerate(ladder):
+        bench.progress(text.replace(quantize, "quantize"), 0.05 + 0.3 * i / len(ladder))
+        begun = time.monotonic()
+        candidate = model.clone()
+        try:
+            _, records = bench.run(candidate, text)
+        except EffcError:
+            if best is None:
+                raise
+            continue
+        score = judge.score(candidate)
+        label = text.replace(quantize, "quantize")
+        notes.append(
+            f"{label}: SQNR {score.sqnr_db:.1f} dB, drop {score.drop:.2f} ({score.metric}), "
+            f"{time.monotonic() - begun:.1f} s"
+        )
+        if best is None or score.sqnr_db > best.score.sqnr_db:
+            best = Recovered(candidate, text, records, score, ())
+        if score.sqnr_db >= ENOUGH_SQNR_DB:
+            break
+    assert best is not None
+    if "adaround" not in options.skip and best.score.sqnr_db < ENOUGH_SQNR_DB:
+        bench.progress("adaround", 0.4)
+        begun = time.monotonic()
+        candidate = clone(best.model)
+        _, records = bench.run(candidate, "adaround")
+        score = judge.score(candidate)
+        notes.append(
+            f"adaround: SQNR {score.sqnr_db:.1f} dB, drop {score.drop:.2f} ({score.metric}), "
+            f"{time.monotonic() - begun:.1f} s"
+        )
+        if score.sqnr_db > best.score.sqnr_db:
+            best = Recovered(candidate, f"{best.text},adaround", best.records + records, score, ())
+    return Recovered(best.model, best.text, best.records, best.score, tuple(notes))
