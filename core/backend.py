@@ -54,6 +54,10 @@ class Backend(ABC, Generic[L]):
         """Whether this backend can build for `target` here: its processor, its precision, its tools."""
         return Availability(True)
 
+    def quantization(self, target: Target) -> str:
+        """The id of the scheme (core/schemes.py) by which models are quantized for `target`; "": none."""
+        return ""
+
     @abstractmethod
     def legalize(self, target: Target) -> str:
         """Pipeline text of the passes that make any valid model lowerable to `target`.

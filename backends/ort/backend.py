@@ -47,6 +47,9 @@ class OnnxRuntimeBackend(Backend[ir.Model]):
             return Availability(False, "onnxruntime is not installed", "pip install onnxruntime")
         return Availability(True, versions={"onnxruntime": version("onnxruntime")})
 
+    def quantization(self, target: Target) -> str:
+        return "ort"
+
     def legalize(self, target: Target) -> str:
         return ""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from effc.backends.tvm.program import Program
 
 _HINT = "pip install 'effc[tvm]'"
-_PRECISIONS = ("fp32",)
+_PRECISIONS = ("fp32", "int8", "w4a8", "auto")
 
 
 @contextlib.contextmanager
@@ -90,6 +90,9 @@ class TvmBackend(Backend["Program"]):
                 f"choose --precision {' or '.join(_PRECISIONS)}",
             )
         return Availability(True)
+
+    def quantization(self, target: Target) -> str:
+        return "vnni"
 
     def legalize(self, target: Target) -> str:
         from effc.backends.tvm.pipeline import cpu
