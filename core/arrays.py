@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,11 +79,14 @@ class ArraySamples:
     def __iter__(self) -> Iterator[Feeds]:
         return (feeds for feeds, _ in self.labelled())
 
-    def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
-        """Every row as the model's inputs, with its label."""
+    def labelled(self, only: Container[int] | None = None) -> Iterator[tuple[Feeds, int | None]]:
+        """Every row (with `only`: those with these indices) as the model's inputs, with its label."""
         streams = {s.name: self._rows(self._columns[s.name]) for s in self.inputs}
         for i in range(self._count):
-            feeds = {s.name: self._fit(s, next(streams[s.name])) for s in self.inputs}
+            rows = {s.name: next(streams[s.name]) for s in self.inputs}
+            if only is not None and i not in only:
+                continue
+            feeds = {s.name: self._fit(s, rows[s.name]) for s in self.inputs}
             yield feeds, None if self._labels is None else int(self._labels[i])
 
     @cached_property

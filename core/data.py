@@ -1,13 +1,15 @@
 """Samples: the inputs for calibration, goldens and evaluation, streamed and with their labels.
 
 A sample set is a folder or tar of pictures (core/pictures.py), an npz, npy or single picture
-(core/arrays.py), or made up from the input's types here.
+(core/arrays.py), or made up from the input's types here. A path may end in a slice: `pictures.tar[::5]` is
+every fifth sample, `pictures.tar[!::5]` all others, so that calibration and evaluation need not overlap.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Container, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +43,14 @@ class LabelledSamples(Samples, Protocol):
 
     def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
         """The feeds with their class index, None where no label is known."""
+        ...
+
+
+class StoredSamples(LabelledSamples, Protocol):
+    """Samples of a file or folder, of which some can be read without decoding the others."""
+
+    def labelled(self, only: Container[int] | None = None) -> Iterator[tuple[Feeds, int | None]]:
+        """The feeds with their class index; with `only`, of the samples with these indices."""
         ...
 
 
@@ -97,14 +107,74 @@ class FirstSamples:
         return self.samples.synthetic
 
 
+class SlicedSamples:
+    """Those of other samples that a Python slice picks, or (`excluded`) all but those, in their order."""
+
+    def __init__(self, samples: StoredSamples, picked: slice, *, excluded: bool = False) -> None:
+        self.samples = samples
+        self.picked = picked
+        self.excluded = excluded
+        chosen = range(*picked.indices(len(samples)))
+        self.indices = (
+            frozenset(range(len(samples))) - set(chosen) if excluded else frozenset(chosen)
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return (feeds for feeds, _ in self.labelled())
+
+    def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
+        """The chosen feeds with their labels."""
+        return self.samples.labelled(self.indices)
+
+    @property
+    def fingerprint(self) -> str:
+        text = ":".join("" if v is None else str(v) for v in _parts(self.picked))
+        return f"{self.samples.fingerprint}[{'!' if self.excluded else ''}{text}]"
+
+    @property
+    def synthetic(self) -> bool:
+        return self.samples.synthetic
+
+
+_SLICE = re.compile(r"(?P<path>.+)\[(?P<not>!?)(?P<slice>[-\d]*:[-\d]*(?::[-\d]*)?)\]")
+
+
 def open_samples(
     path: Path, inputs: Sequence[TensorSpec], preprocess: Preprocess | None = None
 ) -> LabelledSamples:
     """The samples that `path` holds, for a model with these `inputs`.
 
     A folder or tar of pictures, an npz or npy of arrays, or one picture; see the classes for what each
-    means. ConfigError where it is none of these, or does not fit the inputs.
+    means. Any of them with a slice behind it: `[start:stop:step]`, or `[!start:stop:step]` for all others.
+    ConfigError where it is none of these, or does not fit the inputs.
     """
+    match = _SLICE.fullmatch(str(path))
+    if match is None or path.exists():
+        return _open(path, inputs, preprocess)
+    samples = _open(Path(match["path"]), inputs, preprocess)
+    try:
+        picked = slice(*(int(t) if t else None for t in match["slice"].split(":")))
+        found = SlicedSamples(samples, picked, excluded=bool(match["not"]))
+    except ValueError as error:
+        raise ConfigError(
+            f"samples {str(path)!r}: {error}", hint="a slice is like [::5], [100:200] or [!::5]"
+        ) from error
+    if not len(found):
+        raise ConfigError(
+            f"samples {str(path)!r}: the slice picks none of {len(samples)} samples",
+            hint="a slice is like [::5], [100:200] or [!::5]",
+        )
+    return found
+
+
+def _parts(picked: slice) -> tuple[int | None, int | None, int | None]:
+    return picked.start, picked.stop, picked.step
+
+
+def _open(path: Path, inputs: Sequence[TensorSpec], preprocess: Preprocess | None) -> StoredSamples:
     from effc.core.arrays import ArraySamples
     from effc.core.pictures import PictureFolder, PictureTar, SinglePicture
 

@@ -7,7 +7,7 @@ import io
 import re
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -80,10 +80,12 @@ class _Pictures(ABC):
     def __iter__(self) -> Iterator[Feeds]:
         return (feeds for feeds, _ in self.labelled())
 
-    def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
-        """The preprocessed pictures with their labels."""
+    def labelled(self, only: Container[int] | None = None) -> Iterator[tuple[Feeds, int | None]]:
+        """The preprocessed pictures with their labels; with `only`, those with these indices."""
         spec = self.inputs[0]
-        for name, source in self._open():
+        for index, (name, source) in enumerate(self._open()):
+            if only is not None and index not in only:
+                continue
             tensor = self.preprocess.picture(source, spec.shape, spec.dtype, name)
             yield {spec.name: tensor}, self._labels[name]
 

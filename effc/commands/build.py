@@ -65,7 +65,8 @@ if TYPE_CHECKING:
 @click.option(
     "--samples",
     type=PATH,
-    help="Representative inputs: a folder or tar of pictures, an npz, npy or one picture.",
+    help="Representative inputs: a folder or tar of pictures, an npz, npy or one picture; "
+    "with a slice, FILE[::5], some of them, FILE[!::5] the others.",
 )
 @preprocess_option
 @click.option("--pipeline", default="", help="Passes that replace the default ones, as text.")

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     "--data",
     type=PATH,
     required=True,
-    help="A folder or tar of pictures, labelled by 123_name.jpg or class folder; or npz of x, y.",
+    help="A folder or tar of pictures, labelled by 123_name.jpg or class folder; or npz of x, y; "
+    "with a slice, FILE[::5], some of them, FILE[!::5] the others.",
 )
 @preprocess_option
 @click.option(

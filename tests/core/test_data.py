@@ -226,3 +226,59 @@ def test_synthetic_samples_are_seeded_and_say_so() -> None:
             assert a[spec.name].dtype == np.dtype(spec.dtype) and a[spec.name].shape == spec.shape
             np.testing.assert_array_equal(a[spec.name], b[spec.name])
     assert [label for _, label in one.labelled()] == [None] * 3
+
+
+def rows(tmp_path: Path, count: int) -> Path:
+    path = tmp_path / "rows.npz"
+    x = np.arange(count, dtype=np.float32)[:, None, None, None] * np.ones((3, 8, 8), np.float32)
+    np.savez(path, x=x, y=np.arange(count))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[::5]", [0, 5, 10]),
+        ("[!::5]", [1, 2, 3, 4, 6, 7, 8, 9, 11]),
+        ("[1::5]", [1, 6, 11]),
+        ("[:3]", [0, 1, 2]),
+        ("[-2:]", [10, 11]),
+        ("[2:100]", list(range(2, 12))),
+        ("[!:10]", [10, 11]),
+        ("[:]", list(range(12))),
+    ],
+)
+def test_a_slice_picks_samples(tmp_path: Path, text: str, wanted: list[int]) -> None:
+    archive = tar_of(tmp_path / "p.tar", [(f"{i}_a.png", picture(i)) for i in range(12)])
+    for path, preprocess in ((rows(tmp_path, 12), None), (archive, RAW)):
+        samples = open_samples(Path(f"{path}{text}"), INPUT, preprocess)
+        found = list(samples.labelled())
+        assert [label for _, label in found] == wanted and len(samples) == len(wanted)
+        assert [float(f["x"].mean()) for f, _ in found] == wanted
+        assert [float(f["x"].mean()) for f in samples] == wanted
+
+
+def test_slices_have_fingerprints_of_their_own(tmp_path: Path) -> None:
+    path = rows(tmp_path, 12)
+    texts = ("", "[::5]", "[!::5]", "[::6]", "[1::5]", "[:5]")
+    assert len({open_samples(Path(f"{path}{t}"), INPUT).fingerprint for t in texts}) == len(texts)
+
+
+@pytest.mark.parametrize(("text", "word"), [("[20:]", "none of 12"), ("[::0]", "zero")])
+def test_slices_that_pick_nothing_are_refused(tmp_path: Path, text: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        open_samples(Path(f"{rows(tmp_path, 12)}{text}"), INPUT)
+
+
+def test_a_file_whose_name_ends_like_a_slice_is_that_file(tmp_path: Path) -> None:
+    path = rows(tmp_path, 12)
+    odd = path.rename(tmp_path / "rows.npz[::5]").with_name("rows.npz[::5]")
+    with pytest.raises(ConfigError, match="no picture|can't be read"):  # its suffix says nothing
+        next(iter(open_samples(odd, INPUT, RAW)))
+
+
+def test_picked_rows_are_all_that_is_decoded(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "p.tar", [("0_a.png", picture(7)), ("1_b.png", b"no picture")])
+    assert len(list(open_samples(Path(f"{archive}[:1]"), INPUT, RAW))) == 1
+    with pytest.raises(ConfigError, match="1_b.png"):
+        list(open_samples(Path(f"{archive}[1:]"), INPUT, RAW))
