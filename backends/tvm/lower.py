@@ -318,7 +318,9 @@ class _Lowering:
         def make(name: str) -> Kernel:
             op, kernel = group.ops[0], None
             if len(group.ops) == 1 and is_lookup(op):
-                kernel = lookup(op.info, name, self.isa, out, *types)
+                kernel = compose.located(
+                    op, lambda: lookup(op.info, name, self.isa, out, types[0], types[1])
+                )
             elif len(group.ops) == 1 and len(types) == 1 and not strided(out, types[0], body):
                 kernel = resize_kernel(op.info, name, self.isa, out, types[0])
             return kernel or injective(name, self.isa, [out], types, body)

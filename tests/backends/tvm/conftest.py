@@ -18,6 +18,7 @@ from effc.backends.tvm.isa import host_isa  # noqa: E402
 from effc.backends.tvm.library import write_library  # noqa: E402
 from effc.backends.tvm.lower import lower  # noqa: E402
 from effc.backends.tvm.program import Program  # noqa: E402
+from effc.core.integers import reference  # noqa: E402
 from effc.core.native import Model  # noqa: E402
 from effc.core.reference import OnnxRuntimeRunner, random_feeds  # noqa: E402
 from effc.core.shapes import infer_shapes  # noqa: E402
@@ -97,6 +98,24 @@ def same(build: Callable[[ir.Model], Built]) -> Callable[..., Program]:
             assert found[name].dtype == expected.dtype
             scale = max(1.0, float(np.abs(expected).max(initial=0)))
             np.testing.assert_allclose(found[name], expected, rtol=0, atol=tolerance * scale)
+        return built.program
+
+    return check
+
+
+@pytest.fixture
+def same_integers(build: Callable[[ir.Model], Built]) -> Callable[..., Program]:
+    """Build a model and compare it with the numpy reference of integer operators, bit for bit."""
+
+    def check(model: ir.Model, feeds: dict[str, Array], threads: int = 1) -> Program:
+        wanted = reference.run(model, feeds)
+        built = build(model)
+        with built.model(threads) as compiled:
+            found = compiled.run(feeds)
+        assert list(found) == list(wanted)
+        for name, expected in wanted.items():
+            assert found[name].dtype == expected.dtype
+            np.testing.assert_array_equal(found[name], expected, err_msg=name)
         return built.program
 
     return check
