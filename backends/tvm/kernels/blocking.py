@@ -10,6 +10,7 @@ from effc.backends.tvm.isa import Isa
 STREAM = 24.0  # bytes a cycle that the second-level cache delivers while FMAs run
 FAR = 12.0  # and what comes from beyond it
 LATENCY = 4.0  # cycles of an FMA
+STORE = 1.5  # cycles from an accumulator to a stored vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,11 @@ def step_cycles(isa: Isa, pixels: int, blocks: int, *, streamed: bool) -> float:
     return max(fmas, loads, LATENCY, stream) + 0.1 * (loads + stream)
 
 
-def tile_cycles(isa: Isa, pixels: int, blocks: int, steps: int) -> float:
+def tile_cycles(isa: Isa, pixels: int, blocks: int, steps: int, store: float = STORE) -> float:
     """Cycles of one register tile: `steps` reduction steps, set-up and the store."""
     streamed = blocks * steps * isa.lanes * 4 > isa.l1 // 2
     each = step_cycles(isa, pixels, blocks, streamed=streamed)
-    return steps * each + 20 + 1.5 * pixels * blocks
+    return steps * each + 20 + store * pixels * blocks
 
 
 def choose(
@@ -81,15 +82,16 @@ def choose(
     *,
     most: int | None = None,
     reread: int = 0,
+    store: float = STORE,
 ) -> tuple[int, int]:
     """The widest tile and the number of chunks that cost least.
 
     `counts[n]` is the number of runs of n adjacent output positions; a run is cut into even tiles.
     `most` bounds the blocks of a chunk; `reread` bytes come from beyond the second-level cache for
-    every chunk.
+    every chunk; `store` cycles take an accumulator to memory.
     """
     found = min(
-        costs(isa, counts, blocks, steps, most=most, reread=reread),
+        costs(isa, counts, blocks, steps, most=most, reread=reread, store=store),
         key=lambda c: c[0],
         default=(0.0, 1, blocks),
     )
@@ -104,6 +106,7 @@ def costs(
     *,
     most: int | None = None,
     reread: int = 0,
+    store: float = STORE,
 ) -> Iterator[tuple[float, int, int]]:
     """Cycles, widest tile and number of chunks of every blocking that fits; arguments as of `choose`."""
     for parts in range(1, blocks + 1):
@@ -119,5 +122,5 @@ def costs(
                 for t in set(tiles):
                     for u in set(chunks):
                         number = tiles.count(t) * chunks.count(u) * times
-                        cycles += number * tile_cycles(isa, t, u, steps)
+                        cycles += number * tile_cycles(isa, t, u, steps, store)
             yield cycles, width, parts

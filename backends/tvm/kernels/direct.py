@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, Tile, merge, tile_axis
-from effc.backends.tvm.kernels.blocking import Run, choose, chunk_runs, costs
+from effc.backends.tvm.kernels.blocking import STORE, Run, choose, chunk_runs, costs
 from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.loops import spatial_strides
 from effc.backends.tvm.layout import TensorType
@@ -126,6 +126,32 @@ class Direct:
         """Pack the blocks of a chunk out of `second`."""
         raise TypeError("a convolution has constant weights")
 
+    # What a step of the reduction is: one channel of one tap, unless the instruction takes several.
+
+    @property
+    def quantum(self) -> int:
+        """Input channels of a step."""
+        return 1
+
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of weights that a lane takes in a step."""
+        return 4
+
+    @property
+    def store_cycles(self) -> float:
+        """Cycles from an accumulator to memory."""
+        return STORE
+
+    def steps(self, axes: tuple[Axis, ...]) -> int:
+        """Steps of a register tile."""
+        return -(-self.channels // self.quantum) * math.prod(len(a.taps) for a in axes)
+
+    @property
+    def depth(self) -> int:
+        """Channels in the packed weights: whole steps."""
+        return -(-self.channels // self.quantum) * self.quantum
+
     # Channels: native groups, or for each output block the window of input channels that it touches.
 
     @property
@@ -184,8 +210,8 @@ class Direct:
     def tile_costs(self, axes: tuple[Axis, ...]) -> list[tuple[float, int, int]]:
         """Cycles, widest tile and number of chunks of every register tile that fits."""
         *outer, inner = merge(axes)
-        steps = self.channels * math.prod(len(a.taps) for a in axes)
-        weights = self.split * self.blocks * self.lanes * steps * 4
+        steps = self.steps(axes)
+        weights = self.split * self.blocks * self.lanes * steps * self.width_bytes
         pixels = self.input.bytes // self.input.shape[0]
         large = min(weights, pixels) > self.isa.l2 // 2
         found = costs(
@@ -195,6 +221,7 @@ class Direct:
             steps,
             most=None if self.native else 1,
             reread=pixels if large else 0,
+            store=self.store_cycles,
         )
         return list(found)
 
@@ -202,9 +229,9 @@ class Direct:
         walked = merge(axes)
         inner, outer = walked[-1], walked[:-1]
         rows = math.prod(a.count for a in outer)
-        steps = self.channels * math.prod(len(a.taps) for a in axes)
+        steps = self.steps(axes)
         most = None if self.native else 1
-        weights = self.split * self.blocks * self.lanes * steps * 4
+        weights = self.split * self.blocks * self.lanes * steps * self.width_bytes
         pixels = self.input.bytes // self.input.shape[0]
         least = min(self.tile_costs(axes), key=lambda c: c[0], default=(0.0, 1, self.blocks))
         width, parts = least[1:]
@@ -213,12 +240,14 @@ class Direct:
         tiles = tile_axis(inner, width)
         dynamic = len(tiles) > VARIANTS
         if dynamic:
-            width, parts = choose(self.isa, {1: 1}, self.blocks, steps, most=most)
+            width, parts = choose(
+                self.isa, {1: 1}, self.blocks, steps, most=most, store=self.store_cycles
+            )
             tiles = (Tile(0, 1, inner.count, ((True,),) * len(inner.taps)),)
         last = (self.output.shape[1] - 1) % self.lanes + 1
         chunks = chunk_runs(self.blocks, parts, self.lanes, last)
         number = sum(t.tiles for t in tiles)
-        chunk_bytes = chunks[0].width * self.lanes * steps * 4
+        chunk_bytes = chunks[0].width * self.lanes * steps * self.width_bytes
         stationary = not (
             weights <= self.isa.l1 // 2
             or (weights <= self.isa.l2 // 2 and pixels > self.isa.l2 // 2)
@@ -237,7 +266,7 @@ class Direct:
 
     def weight_elements(self, phase: Phase) -> int:
         """Elements of the packed weights of a phase."""
-        return self.split * self.blocks * self.lanes * self.channels * phase.taps
+        return self.split * self.blocks * self.lanes * self.depth * phase.taps
 
     def pack(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Weights [OC, IC / groups, *kernel] -> the kernel's flat constant.

@@ -26,11 +26,11 @@ BODY = 120  # FMAs in the innermost loop's body
 
 def direct_kernel(direct: Direct, name: str, epilogue: Epilogue) -> Kernel:
     """Params: output, input, weights, bias (if any), the epilogue's operands."""
-    return _Emit(direct, name, epilogue).kernel()
+    return Emission(direct, name, epilogue).kernel()
 
 
 @dataclass(frozen=True)
-class _Context:
+class Context:
     """Where a register tile stands."""
 
     phase: Phase
@@ -45,7 +45,9 @@ class _Context:
 
 
 @dataclass
-class _Emit:
+class Emission:
+    """Emits one kernel; integer kernels replace single steps of it."""
+
     direct: Direct
     name: str
     epilogue: Epilogue
@@ -54,19 +56,14 @@ class _Emit:
 
     def __post_init__(self) -> None:
         d = self.direct
-        packed = sum(d.weight_elements(p) for p in d.phases)
-        weights = d.second or TensorType((max(1, packed),), "float32")
-        self.params = [d.result, d.source.tensor, weights]
-        names = ["out", "x", "w"]
-        if d.bias:
-            self.params.append(TensorType((d.split * d.blocks * d.lanes,), "float32"))
-            names.append("bias")
+        given = {"out": d.result, "x": d.source.tensor, **self.constants()}
+        names, self.params = list(given), list(given.values())
         first = len(self.params)
         self.params += self.epilogue.operands
         names += [f"e{i}" for i in range(len(self.epilogue.operands))]
         self.buffers = [parameter(n, t) for n, t in zip(names, self.params, strict=True)]
         self.out, self.x, self.w = self.buffers[:3]
-        self.bias = self.buffers[3] if d.bias else None
+        self.bias = dict(zip(names, self.buffers, strict=True)).get("bias")
         operands = self.buffers[first:]
         self.store = Store(d.result, self.out, self.epilogue, operands, d.lanes, d.lane_axis)
         self.lanes = d.lanes
@@ -77,10 +74,25 @@ class _Emit:
             self.second = self.w
             self.w = tir.buffer("panel", self.scratch // 4, "float32")
             self.buffers.insert(0, self.w)
-        size = max(t.width * r.width for p in d.phases for t in p.tiles for r in p.chunks)
-        width = max(r.width for p in d.phases for r in p.chunks)
+        self.locals = self.registers()
+
+    def constants(self) -> dict[str, TensorType]:
+        """The packed weights (or the second operand) and what else `pack` makes."""
+        d = self.direct
+        packed = sum(d.weight_elements(p) for p in d.phases)
+        found = {"w": d.second or TensorType((max(1, packed),), "float32")}
+        if d.bias:
+            found["bias"] = TensorType((d.split * d.blocks * d.lanes,), "float32")
+        return found
+
+    def registers(self) -> list[Any]:
+        """The accumulators and the weights of a step."""
+        phases = self.direct.phases
+        size = max(t.width * r.width for p in phases for t in p.tiles for r in p.chunks)
+        width = max(r.width for p in phases for r in p.chunks)
         self.acc = tir.local("acc", size * self.lanes, "float32")
         self.wv = tir.local("wv", width * self.lanes, "float32")
+        return [self.acc, self.wv]
 
     def kernel(self) -> Kernel:
         d = self.direct
@@ -100,7 +112,7 @@ class _Emit:
                 weights += d.weight_elements(phase)
             return tir.seq(*stmts)
 
-        func = tir.prim_func(self.name, self.buffers, body, [self.acc, self.wv])
+        func = tir.prim_func(self.name, self.buffers, body, self.locals)
         oc = d.output.shape[1]
         taps = sum(math.prod(a.count * len(a.taps) for a in p.axes) for p in d.phases)
         macs = n * oc * (d.input.shape[1] // d.groups) * taps
@@ -132,7 +144,7 @@ class _Emit:
         block = value["chunk"] - run.first
         block = block * run.width + run.begin + value["group"] * d.blocks
         block = bound(binds, "block", block)
-        steps = d.channels * phase.taps * self.lanes
+        steps = d.depth * phase.taps * self.lanes
         w0 = int32(0) if d.second else bound(binds, "w0", block * steps + weights)
         if d.second:
             binds.append(d.pack_panel(value["n"], block, run, self.w, self.second))
@@ -154,6 +166,7 @@ class _Emit:
                 lo = bound(binds, f"lo{i}", lo)
                 extent = bound(binds, f"n{i}", extent)
             outer.append((lo, extent, axis, base, d.source.spatial[i]))
+        binds += self.ready(phase, value, outer)
         number = sum(t.tiles for t in phase.tiles)
         whole = phase.group_tiles >= number
         first = value["segment"] * phase.group_tiles
@@ -169,7 +182,7 @@ class _Emit:
 
             def body(k: Expr, tile: Tile = tile) -> Stmt:
                 position = k * tile.width + tile.begin
-                ctx = _Context(phase, run, tile, value, block, w0, x0, outer, position)
+                ctx = Context(phase, run, tile, value, block, w0, x0, outer, position)
                 return self._tile(ctx)
 
             if whole and tile.tiles == 1:
@@ -179,7 +192,13 @@ class _Emit:
             seen += tile.tiles
         return tir.seq(*binds, *stmts)
 
-    def _tile(self, ctx: _Context) -> Stmt:
+    def ready(
+        self, phase: Phase, value: Mapping[str, Expr], outer: list[tuple[Any, Any, Axis, Expr, int]]
+    ) -> list[Stmt]:
+        """What a task does before its tiles; it may change where the outer taps are read."""
+        return []
+
+    def _tile(self, ctx: Context) -> Stmt:
         """Initialize, reduce, apply the epilogue and store one register tile."""
         stmts = [*self._initial(ctx), *self._reduction(ctx), *self._final(ctx)]
         return tir.seq(*stmts)
@@ -187,7 +206,7 @@ class _Emit:
     def _vector(self, body: Callable[[Expr], Stmt]) -> Stmt:
         return tir.loop("l", self.lanes, body, tir.VECTORIZED)
 
-    def _initial(self, ctx: _Context) -> list[Stmt]:
+    def _initial(self, ctx: Context) -> list[Stmt]:
         stmts = []
         for i in range(ctx.tile.width):
             for j in range(ctx.run.width):
@@ -202,7 +221,7 @@ class _Emit:
                 stmts.append(self._vector(body))
         return stmts
 
-    def _reduction(self, ctx: _Context) -> list[Stmt]:
+    def _reduction(self, ctx: Context) -> list[Stmt]:
         d = self.direct
         if ctx.phase.taps == 0:
             return []
@@ -216,13 +235,13 @@ class _Emit:
             stmts.append(self._block(ctx, int32(full), rest))
         return stmts
 
-    def _block(self, ctx: _Context, icb: Expr, channels: int) -> Stmt:
+    def _block(self, ctx: Context, icb: Expr, channels: int) -> Stmt:
         """Reduce over the taps and `channels` channels of input block `icb`."""
         source = self.direct.source
         width = ctx.run.width * self.lanes
         w = ctx.w0 + icb * (self.lanes * ctx.phase.taps * width)
         x = ctx.x0 + icb * source.block
-        per_tap = channels * width
+        per_tap = -(-channels // self.direct.quantum) * self.direct.quantum * width
         inner = ctx.phase.walked[-1]
         taps_inner = len(inner.taps)
         s_x = source.spatial[-1]
@@ -275,34 +294,35 @@ class _Emit:
         return nest(0, x, w)
 
     def _steps(
-        self, ctx: _Context, x: Expr, w: Expr, channels: int, valid: tuple[bool, ...]
+        self, ctx: Context, x: Expr, w: Expr, channels: int, valid: tuple[bool, ...]
     ) -> Stmt:
         """The FMAs of one tap: `channels` input channels from element `x`, weights from `w`."""
         d = self.direct
         inner = ctx.phase.walked[-1]
-        s_c = d.source.channel
+        q = d.quantum
+        steps, s_c = -(-channels // q), d.source.channel * q
         s_p = inner.stride * d.source.spatial[-1]
         size = sum(valid) * ctx.run.width
         inside = all(all(v) for v in ctx.tile.valid)
-        most = channels if inside or channels < 4 else channels // 2
+        most = steps if inside or steps < 4 else steps // 2
         longest = ctx.phase.unroll or max(1, BODY // max(size, 1))
-        unroll = max(u for u in range(1, min(most, longest) + 1) if channels % u == 0)
+        unroll = max(u for u in range(1, min(most, longest) + 1) if steps % u == 0)
         xv, wv = tirx.Var("xi", "int32"), tirx.Var("wi", "int32")
 
         def group(k: Expr) -> Stmt:
             stmts: list[Stmt] = [
                 tirx.Bind(xv, x + k * (unroll * s_c)),
-                tirx.Bind(wv, w + k * (unroll * ctx.run.width * self.lanes)),
+                tirx.Bind(wv, w + k * (unroll * ctx.run.width * self.lanes * q)),
             ]
             for c in range(unroll):
                 stmts += self._step(
-                    ctx, xv + c * s_c, s_p, wv + c * ctx.run.width * self.lanes, valid
+                    ctx, xv + c * s_c, s_p, wv + c * ctx.run.width * self.lanes * q, valid
                 )
             return tir.seq(*stmts)
 
-        if unroll == channels:
+        if unroll == steps:
             return group(int32(0))
-        extent: Expr = int32(channels // unroll)
+        extent: Expr = int32(steps // unroll)
         if not inside:
             # Taps that stand one behind the other stay loops: unrolled, LLVM would keep the inputs
             # that they share in registers, and spill. It cannot tell that no task is negative.
@@ -310,7 +330,7 @@ class _Emit:
         return tir.loop("ic", extent, group)
 
     def _step(
-        self, ctx: _Context, x: Expr, pixel_stride: int, w: Expr, valid: tuple[bool, ...]
+        self, ctx: Context, x: Expr, pixel_stride: int, w: Expr, valid: tuple[bool, ...]
     ) -> list[Stmt]:
         stmts = []
         u = ctx.run.width
@@ -336,7 +356,7 @@ class _Emit:
                 stmts.append(self._vector(fma))
         return stmts
 
-    def _final(self, ctx: _Context) -> list[Stmt]:
+    def _final(self, ctx: Context) -> list[Stmt]:
         stmts = []
         for i in range(ctx.tile.width):
             for j in range(ctx.run.width):
@@ -352,7 +372,7 @@ class _Emit:
                 stmts.append(self.store.vector(value, index, valid))
         return stmts
 
-    def _spatial(self, ctx: _Context, pixel: int) -> list[Expr]:
+    def _spatial(self, ctx: Context, pixel: int) -> list[Expr]:
         """Logical output coordinates of a pixel of the tile."""
         phase = ctx.phase
         position = ctx.position + pixel

@@ -1,0 +1,97 @@
+"""Integer convolution of bytes, and the product with constant weights: `effc.integer`'s Conv and MatMul."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.choice import Blocking
+from effc.backends.tvm.kernels.conv import ConvSpec, conv_axes
+from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
+from effc.backends.tvm.kernels.int8_direct import (
+    Border,
+    Integer,
+    IntegerConv,
+    border_of,
+    class_biases,
+)
+from effc.backends.tvm.kernels.int8_emission import integer_kernel
+from effc.backends.tvm.kernels.int8_store import Requantize
+from effc.backends.tvm.program import Kernel
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class IntConvSpec:
+    """`conv` with a uint8 or int8 input whose zero point is `zero_point`, and what follows the sum.
+
+    The input is blocked by the ISA's lanes, or plain with at most four channels in one group.
+    """
+
+    conv: ConvSpec
+    zero_point: int
+    how: Requantize
+
+    @property
+    def blocking(self) -> Blocking | None:
+        """The convolution's."""
+        return self.conv.blocking
+
+    @property
+    def shift(self) -> int:
+        """The zero point of the input as unsigned bytes."""
+        return self.zero_point + 128 * (self.conv.input.dtype == "int8")
+
+
+@lru_cache(maxsize=1024)
+def int_direct_of(spec: ConvSpec, isa: Isa) -> IntegerConv:
+    """The plan of a direct convolution."""
+    if not spec.input.layout.block and (spec.input.shape[1] > 4 or spec.groups > 1):
+        raise ValueError("a plain input of an integer convolution has at most four channels")
+    axes = conv_axes(spec)
+    return IntegerConv(
+        isa, spec.input, spec.output, (axes,), spec.groups, True, blocking=spec.blocking
+    )
+
+
+def borders(direct: Integer, shift: int) -> list[Border]:
+    """The classes of each walked axis; see `int8_direct`."""
+    phase = direct.phases[0]
+    if not shift:
+        return [Border(len(a.taps), 0, 0, False) for a in phase.axes]
+    return [border_of(a) for a in phase.axes]
+
+
+def int_conv(spec: IntConvSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> Kernel:
+    """Params: output, input, weights, biases, multipliers, the residual (if any), the epilogue's."""
+    direct = int_direct_of(spec.conv, isa)
+    return integer_kernel(direct, name, spec.how, spec.zero_point, epilogue)
+
+
+def pack_int_conv(
+    spec: IntConvSpec, isa: Isa, weight: Array, bias: Array, m: Array
+) -> tuple[Array, ...]:
+    """The constants of `int_conv`: weights [OC, IC / groups, *kernel] int8, bias [OC], m [OC]."""
+    direct = int_direct_of(spec.conv, isa)
+    table = class_biases(borders(direct, spec.shift), weight, bias, spec.shift)
+    return direct.pack(weight), pad_channels(table, direct), pad_channels(m[None], direct)
+
+
+def pad_channels(table: Array, direct: Integer) -> Array:
+    """[rows, OC] -> flat, with zeros up to whole blocks in each row."""
+    channels = direct.split * direct.blocks * direct.lanes
+    return np.ascontiguousarray(np.pad(table, ((0, 0), (0, channels - table.shape[1])))).ravel()
+
+
+def macs(spec: ConvSpec) -> int:
+    """Multiplications."""
+    return (
+        math.prod(spec.output.shape) * spec.input.shape[1] // spec.groups * math.prod(spec.kernel)
+    )

@@ -1,0 +1,136 @@
+"""Sums of products of bytes in int32 lanes: one step takes four input channels.
+
+A step broadcasts four neighbouring unsigned bytes of the input and multiplies them with four weights in
+each lane. Nothing saturates: `vpdpbusd` where there is VNNI, `vpmaddwd` on int16 on other x86
+processors (weights are stored as int16 there), plain arithmetic elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from effc.backends.tvm.isa import Isa
+
+Expr = Any
+QUAD = 4  # channels of a step
+_FLIP = -0x7F7F7F80  # 0x80808080 as int32
+_BITS = {16: "512", 8: "256", 4: "128"}
+
+
+def scheme(isa: Isa) -> str:
+    """How a step is computed: "vnni", "madd" or "wide"."""
+    if not is_x86(isa):
+        return "wide"
+    narrow = isa.has("avxvnni") or (isa.has("avx512vnni") and isa.has("avx512vl"))
+    if (isa.lanes == 16 and isa.has("avx512vnni")) or (isa.lanes < 16 and narrow):
+        return "vnni"
+    return "madd"
+
+
+def is_x86(isa: Isa) -> bool:
+    """Whether x86's intrinsics exist."""
+    return isa.triple.partition("-")[0] in ("x86_64", "amd64")
+
+
+def weight_dtype(isa: Isa) -> str:
+    """The type of packed weights."""
+    return "int8" if scheme(isa) == "vnni" else "int16"
+
+
+def arrange(quads: npt.NDArray[Any], isa: Isa) -> npt.NDArray[Any]:
+    """Weights [..., lane, 4] as a step reads them, flat.
+
+    "vnni": as they are. "madd": even channels of all lanes as pairs, then odd ones. "wide": channel
+    by channel.
+    """
+    kind = scheme(isa)
+    if kind == "madd":
+        pairs = quads.reshape(*quads.shape[:-1], 2, 2)  # [..., lane, (0 1 | 2 3)]
+        moved = np.moveaxis(np.swapaxes(pairs, -1, -2), -2, -3)  # [..., parity, lane, 2]
+    elif kind == "wide":
+        moved = np.moveaxis(quads, -1, -2)
+    else:
+        moved = quads
+    return np.ascontiguousarray(moved.astype(weight_dtype(isa))).ravel()
+
+
+def ramp(at: Expr, lanes: int) -> Expr:
+    """The index of `lanes` elements from `at` on."""
+    first = tirx.const(at, "int32") if isinstance(at, int) else at
+    return tirx.Ramp(first, tirx.const(1, "int32"), lanes)
+
+
+def read(buffer: Any, at: Expr, lanes: int) -> Expr:
+    """`lanes` neighbouring elements."""
+    return tirx.BufferLoad(buffer, [ramp(at, lanes)])
+
+
+def write(buffer: Any, value: Expr, at: Expr, lanes: int) -> Any:
+    """Store `lanes` neighbouring elements."""
+    return tirx.BufferStore(buffer, value, [ramp(at, lanes)])
+
+
+def call(dtype: str, name: str, *args: Expr) -> Expr:
+    """An intrinsic of LLVM without side effects."""
+    return tirx.call_llvm_pure_intrin(dtype, name, *args)
+
+
+def fence(value: Expr, dtype: str, isa: Isa) -> Expr:
+    """`value`, rounded: never contracted with an addition that follows."""
+    if is_x86(isa):
+        return call(dtype, "llvm.arithmetic.fence", value)
+    return tirx.min(value, tirx.const(float(np.finfo(np.float32).max), dtype))
+
+
+def quad(x: Any, at: Expr, count: int = QUAD, *, signed: bool = False) -> Expr:
+    """Four unsigned bytes from element `at` of `x` in an int32, zeros past `count`.
+
+    `signed`: x holds int8, which is shifted to unsigned by 128.
+    """
+    if count == QUAD:
+        word = tirx.reinterpret("int32", read(x, at, QUAD))
+    else:
+        word = tirx.const(0, "int32")
+        for i in range(count):
+            byte = tirx.reinterpret("uint8", tirx.BufferLoad(x, [at + i]))
+            word = word | (tirx.Cast("int32", byte) << tirx.const(8 * i, "int32"))
+    return word ^ tirx.const(_FLIP, "int32") if signed else word
+
+
+def dot(isa: Isa, total: Expr, word: Expr, w: Any, at: Expr) -> Expr:
+    """`total` (int32 lanes) plus the step of the input `word` and the weights at element `at` of `w`."""
+    lanes = isa.lanes
+    if scheme(isa) == "vnni":
+        spread = tirx.reinterpret(f"int8x{4 * lanes}", tirx.Broadcast(word, lanes))
+        return dp(isa, total, spread, read(w, at, 4 * lanes))
+    if scheme(isa) == "madd":
+        spread = tirx.reinterpret(f"int16x{2 * lanes}", tirx.Broadcast(word, lanes))
+        return madd(isa, total, spread, read(w, at, 2 * lanes), read(w, at + 2 * lanes, 2 * lanes))
+    for i in range(QUAD):
+        byte = (word >> tirx.const(8 * i, "int32")) & tirx.const(255, "int32")
+        weights = tirx.Cast(f"int32x{lanes}", read(w, at + i * lanes, lanes))
+        total = total + tirx.Broadcast(byte, lanes) * weights
+    return total
+
+
+def dp(isa: Isa, total: Expr, x: Expr, w: Expr) -> Expr:
+    """vpdpbusd: unsigned bytes times signed bytes."""
+    return call(f"int32x{isa.lanes}", f"llvm.x86.avx512.vpdpbusd.{_BITS[isa.lanes]}", total, x, w)
+
+
+def madd(isa: Isa, total: Expr, x: Expr, even: Expr, odd: Expr) -> Expr:
+    """The same by vpmaddwd; `x` holds bytes in int16 lanes."""
+    wide = f"int16x{2 * isa.lanes}"
+    low = x & tirx.const(255, wide)
+    unsigned = tirx.reinterpret(f"uint16x{2 * isa.lanes}", x)
+    high = tirx.reinterpret(wide, unsigned >> tirx.const(8, f"uint16x{2 * isa.lanes}"))
+    return total + _pmaddwd(isa, low, even) + _pmaddwd(isa, high, odd)
+
+
+def _pmaddwd(isa: Isa, a: Expr, b: Expr) -> Expr:
+    name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[isa.lanes]
+    return call(f"int32x{isa.lanes}", f"llvm.x86.{name}", a, b)
