@@ -37,7 +37,11 @@ PASSES = Registry(
         "decompose-attention": "effc.passes.fuse.decompose_attention:DecomposeAttention",
         # quantize
         "quantize": "effc.passes.quantize.quantize:Quantize",
+        "equalize-layers": "effc.passes.quantize.equalize_layers:EqualizeLayers",
+        "migrate-difficulty": "effc.passes.quantize.migrate_difficulty:MigrateDifficulty",
+        "correct-bias": "effc.passes.quantize.correct_bias:CorrectBias",
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
+        "integerize": "effc.passes.quantize.integerize:Integerize",
     },
 )
 

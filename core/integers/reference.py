@@ -40,7 +40,7 @@ def run(
             known[value] = np.asarray(feeds[value.name])
         elif not value.is_initializer():
             raise FrontendError(f"input {value.name!r} is not fed")
-    left = {o: 1 for o in graph.outputs}
+    left = dict.fromkeys(graph.outputs, 1)
     for node in graph:
         for value in {v for v in node.inputs if v is not None}:
             left[value] = left.get(value, 0) + 1
