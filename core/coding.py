@@ -88,7 +88,7 @@ def unzigzag(value: int) -> int:
 
 
 def code_lengths(counts: Array) -> npt.NDArray[np.uint8]:
-    """The lengths of an optimal prefix code of at most MAX_BITS bits, by package-merge; 0 where count is 0."""
+    """The lengths of an optimal prefix code of at most MAX_BITS bits (package-merge); 0 for count 0."""
     used = np.flatnonzero(counts)
     lengths = np.zeros(len(counts), np.uint8)
     if used.size <= 1:
@@ -205,7 +205,9 @@ class _Bits:
 def encode_symbols(symbols: Array, alphabet: int) -> bytes:
     """The smallest stream of `symbols`, integers 0..alphabet-1 [n]; alphabet is at most 4096."""
     flat = np.asarray(symbols).ravel().astype(np.int64)
-    if not 0 < alphabet <= MAX_SYMBOLS or (flat.size and not 0 <= flat.min() <= flat.max() < alphabet):
+    if not 0 < alphabet <= MAX_SYMBOLS or (
+        flat.size and not 0 <= flat.min() <= flat.max() < alphabet
+    ):
         raise ValueError(f"symbols outside an alphabet of {alphabet}")
     found = [_encode_plain(flat, alphabet)]
     if alphabet > 1 and flat.size:

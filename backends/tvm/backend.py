@@ -157,6 +157,7 @@ class TvmBackend(Backend["Program"]):
             "arena_bound_bytes": lowered.arena_bound,
             "scratch_bytes_per_thread": lowered.scratch_bytes,
             "constant_bytes": lowered.constant_bytes,
+            **({"constants": dict(lowered.storage)} if lowered.storage else {}),
             **({"tuning": dict(lowered.tuning)} if lowered.tuning else {}),
         }
 

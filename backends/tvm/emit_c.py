@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Sequence
 
 from effc.backends.tvm.arena import ALIGNMENT
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.program import Kernel, Program
+from effc.backends.tvm.storing import Constants
 
 CONSTANTS_FILE = "constants.bin"
 # what the compiler's __builtin_cpu_supports can ask of the processor: the vector units that kernels use
@@ -20,33 +18,7 @@ _CHECKED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """Constants in one piece; offsets in bytes, each aligned."""
-
-    data: bytes
-    offsets: Mapping[str, int]
-
-
-def constants_blob(program: Program) -> Blob:
-    """All constants one after the other, equal ones once."""
-    parts: list[bytes] = []
-    offsets: dict[str, int] = {}
-    known: dict[bytes, int] = {}
-    size = 0
-    for name, array in program.constants.items():
-        data = np.ascontiguousarray(array).tobytes()
-        if data not in known:
-            known[data] = size
-            padded = data + bytes(-len(data) % ALIGNMENT)
-            parts.append(padded)
-            size += len(padded)
-        offsets[name] = known[data]
-    # vectors may reach past a tensor's end into its padding, never past the blob
-    return Blob(b"".join(parts) + bytes(ALIGNMENT), offsets)
-
-
-def model_c(program: Program, blob: Blob) -> str:
+def model_c(program: Program, constants: Constants) -> str:
     """The C source that goes with runtime/runtime.c and the kernels' object file."""
     kernels = [program.kernels[n] for n in dict.fromkeys(c.kernel for c in program.calls)]
     arguments: list[str] = []
@@ -55,11 +27,12 @@ def model_c(program: Program, blob: Blob) -> str:
         kernel = program.kernels[call.kernel]
         steps.append(f"  {{run_{kernel.name}, {kernel.tasks}, {len(arguments)}}},")
         calls.append(f"  {{{_text(chr(10).join(call.nodes))}, {_text(call.template)}}},")
-        arguments += [_argument(program, blob, name) for name in call.args]
+        arguments += [_argument(program, constants, name) for name in call.args]
     inputs = [(program.public.get(n, n), program.tensors[n]) for n in program.inputs]
     outputs = [(program.public.get(n, n), program.tensors[n]) for n in program.outputs]
     return "\n".join(
         [
+            '#include "decode.h"',
             '#include "program.h"',
             "",
             _constants(),
@@ -79,6 +52,7 @@ def model_c(program: Program, blob: Blob) -> str:
             f"  {len(inputs)}, {len(outputs)}, {len(program.calls)}, {len(arguments)},",
             "  inputs, outputs, calls, steps, arguments, effc_constants,",
             f"  {program.arena_bytes}u, {program.scratch_bytes}u,",
+            *_decoding(constants),
             "};",
             _features(program),
             "",
@@ -98,7 +72,7 @@ def _text(text: str) -> str:
 def _constants() -> str:
     return "\n".join(
         [
-            '__asm__(".section .rodata\\n"',
+            '__asm__(".section .effc.constants,\\"a\\"\\n"',
             f'        ".balign {ALIGNMENT}\\n"',
             '        ".hidden effc_constants\\n"',
             '        ".globl effc_constants\\n"',
@@ -109,6 +83,12 @@ def _constants() -> str:
             "",
         ]
     )
+
+
+def _decoding(constants: Constants) -> list[str]:
+    if constants.coded is None:
+        return []
+    return [f"  effc_decode, {len(constants.stored)}u, {len(constants.data)}u,"]
 
 
 def wrapper(kernel: Kernel) -> str:
@@ -126,10 +106,10 @@ def wrapper(kernel: Kernel) -> str:
     )
 
 
-def _argument(program: Program, blob: Blob, name: str) -> str:
+def _argument(program: Program, constants: Constants, name: str) -> str:
     root, offset = program.place(name)
     if root in program.constants:
-        return f"  {{EFFC_CONSTANT, 0, {blob.offsets[root] + offset}u}},"
+        return f"  {{EFFC_CONSTANT, 0, {constants.offsets[root] + offset}u}},"
     if root in program.inputs:
         return f"  {{EFFC_INPUT, {program.inputs.index(root)}, {offset}u}},"
     for i, output in enumerate(program.outputs):

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from effc.backends.tvm import tir
-from effc.backends.tvm.emit_c import CONSTANTS_FILE, constants_blob, model_c
+from effc.backends.tvm.emit_c import CONSTANTS_FILE, model_c
 from effc.backends.tvm.program import Program
+from effc.backends.tvm.storing import store_constants
 from effc.core.errors import BackendUnavailable, LoweringError
 
 LIBRARY, HEADER = "model.so", "effc_model.h"
@@ -24,7 +25,7 @@ _MOST_CONSTANTS = (1 << 31) - (1 << 26)
 _EXPORTS = "{ global: effc_model_*; local: *; };\n"
 _FLAGS = (
     "-O2", "-g0", "-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-w",
-    "-Wl,--build-id=none", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-Wl,--version-script=exports.map",
+    "-Wl,--build-id=none", "-Wl,-s", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-Wl,--version-script=exports.map",
 )  # fmt: skip
 
 
@@ -49,23 +50,25 @@ def write_library(program: Program, out: Path) -> Mapping[str, Path]:
     there is no C compiler; LoweringError where it fails, with its first words.
     """
     _compiler()
-    blob = constants_blob(program)
-    if len(blob.data) > _MOST_CONSTANTS:
+    constants = store_constants(program)
+    if len(constants.stored) > _MOST_CONSTANTS:
         raise LoweringError(
-            f"the constants take {len(blob.data)} bytes, and a library holds {_MOST_CONSTANTS}",
+            f"the constants take {len(constants.stored)} bytes, and a library holds {_MOST_CONSTANTS}",
             hint="quantize the weights, or cut the model in two",
         )
     with tempfile.TemporaryDirectory(prefix="effc-") as name:
         folder = Path(name)
-        (folder / CONSTANTS_FILE).write_bytes(blob.data)
-        (folder / "model.c").write_text(model_c(program, blob))
+        (folder / CONSTANTS_FILE).write_bytes(constants.stored)
+        (folder / "model.c").write_text(model_c(program, constants))
         (folder / "exports.map").write_text(_EXPORTS)
         for file in RUNTIME.iterdir():
             shutil.copy(file, folder / file.name)
-        link(folder, ["model.c", "runtime.c", *write_objects(program, folder)], LIBRARY)
+        sources = ["model.c", "runtime.c", *(["decode.c"] if constants.coded else [])]
+        link(folder, [*sources, *write_objects(program, folder)], LIBRARY)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / LIBRARY, out / LIBRARY)
     shutil.copyfile(RUNTIME / HEADER, out / HEADER)
+    program.storage = constants.describe()
     return {"library": out / LIBRARY, "header": out / HEADER}
 
 

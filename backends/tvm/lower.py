@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.backends.tvm import compose
+from effc.backends.tvm.anchors import Anchor
 from effc.backends.tvm.arena import plan_arena
 from effc.backends.tvm.grouping import (
     Group,
@@ -38,7 +39,7 @@ from effc.backends.tvm.plan import (
     slice_axis,
     slice_offset,
 )
-from effc.backends.tvm.program import Array, Call, Kernel, Program, Site, View
+from effc.backends.tvm.program import Array, Call, Kernel, Packing, Program, Site, View
 from effc.backends.tvm.signature import Signature, signature
 from effc.core.errors import Problem, UnsupportedOpError
 from effc.core.ir import const, shape_of
@@ -295,11 +296,25 @@ class _Lowering:
         key = signature(group, outputs, operands)
         self.call(key, lambda name: build(None, name), args, group.ops, anchor.template)
         if packed:
+            self._note_packing(packed[0], node, anchor)
             kernel = self.kernels[key].name
             behind = "+".join(o.info.op_type for o in group.ops[1:])
             site = Site(kernel, lambda: anchor.tunes(node, self.isa), behind, build)
             site = self.program.sites.setdefault(kernel, site)
             site.packs.append((tuple(packed), pack))
+
+    def _note_packing(self, name: str, node: OpNode, anchor: Anchor) -> None:
+        """How the first packed constant came about, for who wants to know where elements went."""
+        index = anchor.weights[0] if anchor.weights else -1
+        weight = node.constants.get(index)
+        if weight is None or weight.dtype != np.float32:
+            return
+
+        def pack(array: Array, blocking: Blocking | None) -> Array:
+            constants = {**node.constants, index: array}
+            return anchor.pack(replace(node, blocking=blocking, constants=constants), self.isa)[0]
+
+        self.program.packings[name] = Packing(weight, pack)
 
     def _typed(self, op: Op, runtime: Sequence[str], outputs: Sequence[TensorType]) -> OpNode:
         """The node with the planned layouts in its types."""

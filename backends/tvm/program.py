@@ -69,6 +69,19 @@ class Site:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """Where a packed constant comes from: another array packed likewise tells where elements went."""
+
+    weight: Array
+    pack: Callable[[Array, Blocking | None], Array]
+    blocking: Blocking | None = None
+
+    def repack(self, array: Array) -> Array:
+        """`array`, float32 of the weight's shape, in the order of the packed constant."""
+        return self.pack(array, self.blocking)
+
+
 @dataclass(slots=True)
 class Program:
     """Everything that an emitter prints. Names of tensors are unique within the program."""
@@ -77,6 +90,7 @@ class Program:
     calls: list[Call] = field(default_factory=list)
     tensors: dict[str, TensorType] = field(default_factory=dict)
     constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # physical order, packed
+    packings: dict[str, Packing] = field(default_factory=dict)  # of packed constants, by name
     views: dict[str, View] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
@@ -87,16 +101,21 @@ class Program:
     arena_bound: int = 0  # the most bytes that are live at once: no arena is smaller
     sites: dict[str, Site] = field(default_factory=dict)  # by the name of the kernel
     tuning: Mapping[str, Any] = field(default_factory=dict)  # what tuning found and chose
+    storage: Mapping[str, Any] = field(default_factory=dict)  # bytes of the constants once written
 
     def cut(self, choices: Mapping[str, Blocking]) -> Program:
         """The program with the kernels that `choices` names cut so, and their constants packed anew."""
         kernels, constants = dict(self.kernels), dict(self.constants)
+        packings = dict(self.packings)
         for name, blocking in choices.items():
             site = self.sites[name]
             kernels[name] = site.build(blocking, name)
             for names, pack in site.packs:
                 constants.update(zip(names, pack(blocking), strict=True))
-        return replace(self, kernels=kernels, constants=constants)
+                for packed in names:
+                    if packed in packings:
+                        packings[packed] = replace(packings[packed], blocking=blocking)
+        return replace(self, kernels=kernels, constants=constants, packings=packings)
 
     def place(self, name: str) -> tuple[str, int]:
         """The storage that holds tensor `name`, and how many bytes in it begins."""

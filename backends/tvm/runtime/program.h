@@ -29,6 +29,9 @@ typedef struct {
   const effc_argument *argument;
   const unsigned char *constants;
   size_t arena_bytes, scratch_bytes; /* scratch of one thread */
+  /* Where constants are stored smaller (decode.h): `constants` are coded, and become `decoded_bytes`. */
+  const char *(*decode)(const unsigned char *data, size_t data_bytes, unsigned char *out, size_t bytes);
+  size_t coded_bytes, decoded_bytes;
 } effc_program;
 
 extern const effc_program effc_the_program;

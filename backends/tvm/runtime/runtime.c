@@ -37,6 +37,7 @@ typedef struct worker {
 
 struct effc_model {
   const effc_program *program;
+  const unsigned char *constants;
   unsigned char *memory; /* the arena, then one scratch area a thread */
   size_t memory_bytes, scratch_bytes;
   void **arguments;
@@ -258,7 +259,7 @@ static int32_t start_workers(effc_model *m, int32_t threads) {
   for (int32_t i = 0; i < p->arguments; i++) {
     const effc_argument *a = &p->argument[i];
     if (a->space == EFFC_ARENA) m->arguments[i] = m->memory + a->offset;
-    if (a->space == EFFC_CONSTANT) m->arguments[i] = (void *)(p->constants + a->offset);
+    if (a->space == EFFC_CONSTANT) m->arguments[i] = (void *)(m->constants + a->offset);
   }
   m->threads = threads;
   atomic_store(&m->stop, 0);
@@ -276,6 +277,40 @@ static int32_t start_workers(effc_model *m, int32_t threads) {
     }
   }
   return 0;
+}
+
+/* Coded constants are decoded for the first instance, shared by all, and freed with the last. */
+static pthread_mutex_t decoded_mutex = PTHREAD_MUTEX_INITIALIZER;
+static unsigned char *decoded;
+static int32_t decoded_users;
+
+static const unsigned char *acquire_constants(const effc_program *p) {
+  pthread_mutex_lock(&decoded_mutex);
+  if (!decoded) {
+    const char *wrong = NULL;
+    if (posix_memalign((void **)&decoded, ALIGNMENT, p->decoded_bytes + ALIGNMENT)) {
+      decoded = NULL;
+      fail("out of memory for the model's constants");
+    } else if ((wrong = p->decode(p->constants, p->coded_bytes, decoded, p->decoded_bytes))) {
+      snprintf(error_text, sizeof error_text, "the model's constants are damaged: %s", wrong);
+      free(decoded);
+      decoded = NULL;
+    }
+  }
+  decoded_users += decoded != NULL;
+  const unsigned char *found = decoded;
+  pthread_mutex_unlock(&decoded_mutex);
+  return found;
+}
+
+static void release_constants(const effc_program *p) {
+  if (!p->decode) return;
+  pthread_mutex_lock(&decoded_mutex);
+  if (--decoded_users == 0) {
+    free(decoded);
+    decoded = NULL;
+  }
+  pthread_mutex_unlock(&decoded_mutex);
 }
 
 int32_t effc_model_api_version(void) { return EFFC_MODEL_API; }
@@ -311,9 +346,15 @@ effc_model *effc_model_create(int32_t threads) {
   }
   memset(m, 0, sizeof *m);
   m->program = &effc_the_program;
+  m->constants = m->program->decode ? acquire_constants(m->program) : m->program->constants;
+  if (m->program->decode && !m->constants) {
+    free(m);
+    return NULL;
+  }
   m->arguments = calloc((size_t)m->program->arguments + 1, sizeof *m->arguments);
   if (!m->arguments || start_workers(m, threads)) {
     if (!m->arguments) fail("out of memory");
+    release_constants(m->program);
     free(m->arguments);
     free(m);
     return NULL;
@@ -324,6 +365,7 @@ effc_model *effc_model_create(int32_t threads) {
 void effc_model_destroy(effc_model *m) {
   if (!m) return;
   if (m->threads) stop_workers(m, m->threads - 1);
+  release_constants(m->program);
   free(m->arguments);
   free(m);
 }

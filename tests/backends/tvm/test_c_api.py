@@ -16,6 +16,7 @@ pytest.importorskip("tvm")
 from effc.backends.tvm import emit_c, library  # noqa: E402
 from effc.backends.tvm.isa import host_isa  # noqa: E402
 from effc.backends.tvm.lower import lower  # noqa: E402
+from effc.backends.tvm.storing import store_constants  # noqa: E402
 from effc.core.reference import OnnxRuntimeRunner, random_feeds  # noqa: E402
 
 Make = Callable[..., Any]
@@ -127,8 +128,8 @@ def test_the_runtime_is_clean_under_the_sanitizers(
 ) -> None:
     """The runtime, the generated table and the driver instrumented; the kernels as they are."""
     program = lower(source, host_isa())
-    blob = emit_c.constants_blob(program)
-    (tmp_path / emit_c.CONSTANTS_FILE).write_bytes(blob.data)
+    blob = store_constants(program)
+    (tmp_path / emit_c.CONSTANTS_FILE).write_bytes(blob.stored)
     (tmp_path / "model.c").write_text(emit_c.model_c(program, blob))
     (tmp_path / "driver.c").write_text(DRIVER)
     for file in library.RUNTIME.iterdir():
