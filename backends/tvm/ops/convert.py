@@ -12,6 +12,7 @@ from effc.backends.tvm.ops import math as m
 from effc.backends.tvm.ops.broadcast import is_float, widened
 from effc.backends.tvm.ops.contract import Lazy, OpNode, Refused, rule
 from effc.backends.tvm.ops.math import const, dtype_of
+from effc.backends.tvm.ops.requantize import apart
 from effc.backends.tvm.tir import let
 
 Expr = Any
@@ -112,7 +113,7 @@ def _dequantize(node: OpNode, inputs: Sequence[Lazy | None]) -> Lazy:
         v = m.cast(x(index), "int32")
         if zero is not None:
             v = v - m.cast(zero(index), "int32")
-        y = m.cast(v, "float32") * m.cast(scale(index), "float32")
+        y = apart(m.cast(v, "float32") * m.cast(scale(index), "float32"))
         return converted(y, node.outputs[0].dtype)
 
     return read

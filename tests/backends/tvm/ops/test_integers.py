@@ -187,6 +187,25 @@ def test_reals_in_and_out(same_integers: Same) -> None:
     same_integers(g.model(), feeds)
 
 
+def test_reals_between_bytes(same_integers: Same) -> None:
+    """An operator without integers of its own: one kernel from bytes to bytes, in blocks."""
+    g = Graph(7)
+    shape = (1, 37, 5, 6)
+    x, y = (g.blocked(g.input(t, shape)) for t in BYTES)
+    points = {t: g.constant(np.array(3, t)) for t in BYTES}
+    scales = [g.constant(np.array(s, np.float32)) for s in (0.037, 0.021, 0.05)]
+    a = g.node("DequantizeLinear", [x, scales[0], points["uint8"]], "float32", shape)
+    b = g.node("DequantizeLinear", [y, scales[1], points["int8"]], "float32", shape)
+    total = g.node("Sub", [a, b], "float32", shape)
+    size = g.node("Abs", [total], "float32", shape)
+    most = g.node("Max", [size, a], "float32", shape)
+    g.output(
+        g.blocked(g.node("QuantizeLinear", [most, scales[2], points["uint8"]], "uint8", shape))
+    )
+    program = same_integers(g.model(), g.feeds())
+    assert [c.template for c in program.calls].count("elementwise") == 1
+
+
 def test_refusals_name_the_node() -> None:
     g = Graph(6)
     x = g.input("uint8", (1, 16, 4, 4))
