@@ -1,10 +1,10 @@
-"""Operators that only move or choose elements take integers: QuantizeLinear goes before, DequantizeLinear behind."""
+"""Operators that only move elements take integers: Q goes before them, DQ behind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -91,39 +91,48 @@ class DequantizeLater:
             return None
         source = node.inputs[data[0]].producer()  # type: ignore[union-attr]
         assert source is not None
+        # it may go with its last reader
+        parameters = source.inputs[1:]
+        attributes = {k: a.value for k, a in source.attributes.items()}
         _set_pad_value(node, first.params, self.maker)
         for k, stored in zip(data, sources, strict=True):
             assert stored is not None
             set_input(node, k, stored.value)
         again: list[ir.Node] = []
         for output in list(node.outputs):
-            again += self._dequantize(node, output, source, first.params.dtype)
+            again += _dequantize(node, output, parameters, attributes, first.params.dtype)
         return again
 
-    def _dequantize(
-        self, node: ir.Node, output: ir.Value, source: ir.Node, dtype: ir.DataType
-    ) -> Iterable[ir.Node]:
-        readers = list(output.uses())
-        dq = ir.node(
-            "DequantizeLinear",
-            [output, *source.inputs[1:]],
-            {k: v.value for k, v in source.attributes.items()},
-            name=f"{result_name(node)}/dequantized",
-        )
-        graph_of(node).insert_after(node, dq)
-        made = dq.outputs[0]
-        made.type, made.shape = output.type, output.shape
-        name = output.name
-        output.type, output.name = ir.TensorType(dtype), f"{name}/stored"
-        made.name = name
-        for reader, index in readers:
-            reader.replace_input_with(index, made)
-        if output.is_graph_output():
-            graph = graph_of(node)
-            for i, value in enumerate(graph.outputs):
-                if value is output:
-                    graph.outputs[i] = made
-        return (dq, *made.consumers())
+
+def _dequantize(
+    node: ir.Node,
+    output: ir.Value,
+    parameters: Sequence[ir.Value | None],
+    attributes: Mapping[str, Any],
+    dtype: ir.DataType,
+) -> Iterable[ir.Node]:
+    """Let the integers `output` of `node` be dequantized for their readers; the nodes to look at."""
+    readers = list(output.uses())
+    dq = ir.node(
+        "DequantizeLinear",
+        [output, *parameters],
+        attributes,
+        name=f"{result_name(node)}/dequantized",
+    )
+    graph_of(node).insert_after(node, dq)
+    made = dq.outputs[0]
+    made.type, made.shape = output.type, output.shape
+    name = output.name
+    output.type, output.name = ir.TensorType(dtype), f"{name}/stored"
+    made.name = name
+    for reader, index in readers:
+        reader.replace_input_with(index, made)
+    if output.is_graph_output():
+        graph = graph_of(node)
+        for i, value in enumerate(graph.outputs):
+            if value is output:
+                graph.outputs[i] = made
+    return (dq, *made.consumers())
 
 
 @dataclass

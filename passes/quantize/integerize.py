@@ -11,9 +11,8 @@ import onnx_ir as ir
 from effc.core.errors import ConfigError
 from effc.core.integers import DOMAIN
 from effc.core.integers.rounding import RULES
-from effc.core.ir import attr, graphs, is_op, replaceable, shape_of, sole_use
+from effc.core.ir import graphs, is_op, replaceable, shape_of, sole_use
 from effc.core.passinfra import Effect, Pass, PassContext
-from effc.core.quant import integer_range
 from effc.core.rewrite import apply, bypass
 from effc.passes.fuse.rewriting import drop_value, name_apart
 from effc.passes.quantize.integer_elementwise import (
@@ -36,13 +35,13 @@ ACTIVATIONS = ("keep", "unsigned", "signed")
 class Integerize(Pass):
     """Q(activation(op(DQ(x), DQ(w)))) -> effc.integer.op(x, w), as core/integers specifies.
 
-    Conv, ConvTranspose, Gemm, MatMul                      -> Conv, ConvTranspose, MatMul; Relu and Clip are their bounds
-    Q(Conv(DQ x) + DQ z)                                   -> Conv with the residual input z
-    Add, Sub, Mul, AveragePool, GlobalAveragePool, ReduceMean -> their integer forms
-    any formula of one quantized tensor                    -> Lookup
-    Q(DQ x)                                                -> Requantize, or nothing
-    op(DQ x, DQ w) whose output stays real                 -> Conv, ConvTranspose or MatMul to FLOAT
-    DQ, operators that move elements, Q                    -> the same operators on integers
+    Conv, ConvTranspose, Gemm, MatMul    -> Conv, ConvTranspose, MatMul; Relu and Clip are bounds
+    Q(Conv(DQ x) + DQ z)                 -> Conv with the residual input z
+    Add, Sub, Mul, averages              -> their integer forms
+    any formula of one quantized tensor  -> Lookup
+    Q(DQ x)                              -> Requantize, or nothing
+    op(DQ x, DQ w), its output real      -> Conv, ConvTranspose or MatMul to FLOAT
+    DQ, what moves elements, Q           -> the same operators on integers
 
     Two roundings of the Q/DQ form go: products are not rounded to float32 before they are added, and
     the scales are one multiplier. So a result may be one unit off where it lies next to the middle
