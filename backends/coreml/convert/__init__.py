@@ -1,0 +1,1 @@
+"""IR -> MIL: one ONNX operator, one function (`table.OPS`); `program.convert` walks the graph."""
