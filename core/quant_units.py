@@ -1,4 +1,4 @@
-"""Units of quantization: the nodes of a Q/DQ model that compute on quantized tensors; single ones back to reals.
+"""The nodes of a Q/DQ model that compute on quantized tensors, and bringing single ones back to reals.
 
 A node is quantized as long as DequantizeLinear feeds it. Restoring it bypasses the pairs in front of it and
 puts its float weights back; a pair that still feeds a quantized neighbour stays, for that neighbour.
@@ -15,7 +15,8 @@ import onnx_ir as ir
 from effc.core.ir import add_const, const, is_op
 from effc.core.rewrite import erase
 
-# the float arrays that DequantizeLinear nodes of weights stand for: its output's name -> array.
+# the float arrays that quantized or adapted constants stand for, by the name of the value that a node
+# reads (the output of DequantizeLinear, or the constant).
 # In `model.meta`, which is never serialized, so an imported model has none.
 FLOAT_WEIGHTS = "effc.float_weights"
 
@@ -68,6 +69,9 @@ def _restore(node: ir.Node, weights: Mapping[str, Array]) -> bool:
     changed = False
     for index, value in enumerate(node.inputs):
         producer = value.producer() if value is not None else None
+        if value is not None and producer is None and str(value.name) in weights and node.graph:
+            original = add_const(node.graph, f"{value.name}/float", weights[str(value.name)])
+            node.replace_input_with(index, original)  # a float constant that was adapted
         if value is None or producer is None or not is_op(producer, "DequantizeLinear"):
             continue
         real = _real(producer, weights)

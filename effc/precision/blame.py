@@ -132,7 +132,7 @@ def tensor_ranges(model: ir.Model, feeds: Sequence[Feeds]) -> dict[str, TensorRa
             and producer.inputs[0] is not None
         ):
             activations.append((str(producer.inputs[0].name), out, params))
-        elif out in weights:
+        elif out in weights and weights[out].ndim > 1:  # biases have 32 bits
             found[out] = _weight_range(out, weights[out], const(stored), params)
     for start in range(0, len(activations), TENSORS_AT_ONCE):
         part = activations[start : start + TENSORS_AT_ONCE]

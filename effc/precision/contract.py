@@ -137,8 +137,9 @@ def pareto(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def constant_bytes(model: ir.Model) -> int:
-    """Bytes of the initializers as they are stored."""
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    """Bytes of the initializers that a node reads, as they are stored."""
+    constants = model.graph.initializers.values()
+    return sum(v.const_value.nbytes for v in constants if v.const_value and v.uses())
 
 
 def clone(model: ir.Model) -> ir.Model:

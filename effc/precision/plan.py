@@ -37,6 +37,8 @@ from effc.precision.timing import NodeTimes, measure_nodes
 
 Progress = Callable[[str, float], None]
 
+JUDGED = 128  # samples that decide between variants
+
 
 @dataclass(frozen=True, slots=True)
 class Planned:
@@ -132,7 +134,7 @@ def _follow(model: ir.Model, bench: Workbench, recipe: Recipe, sha256: str) -> P
 
 def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> Planned:
     options, auto = bench.options, bench.target.precision == "auto"
-    judge = Judge.record(model, bench.samples)
+    judge = Judge.record(model, bench.samples, JUDGED)
     found = recover(model, bench, judge, scheme)
     times = None
     if bench.device is not None and options.measure:
@@ -154,6 +156,9 @@ def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> P
         restore = RestoreFloat(chosen.kept)
         records += Pipeline((restore,)).run(made, bench.context, bench.instruments)
         text = f"{text},{restore}"
+    clean = "eliminate-dead-code"  # the float weights, where nothing reads them any more
+    records += bench.run(made, clean)[1]
+    text = f"{text},{clean}"
     everything = [*trials, _float_trial(model, judge, times)]
     notes = (*found.notes, *_notes(groups, chosen, times, auto, options.max_drop))
     return Planned(

@@ -39,29 +39,33 @@ def recover(model: ir.Model, bench: Workbench, judge: Judge, scheme: str) -> Rec
     if options.keep_float:
         settings.append(f"keep-float={show(options.keep_float)}")
     quantize = f"quantize{{{','.join(settings)}}}"
-    ladder = [
-        quantize,
-        f"{quantize},correct-bias",
-        f"equalize-layers,{quantize},correct-bias",
+    ladder = [  # what comes before and after
+        ("", ""),
+        ("", ",correct-bias"),
+        ("equalize-layers,", ",correct-bias"),
+        ("migrate-difficulty,", ",correct-bias"),
     ]
     best: Recovered | None = None
     notes: list[str] = []
-    for i, text in enumerate(ladder):
-        bench.progress(text.replace(quantize, "quantize"), 0.05 + 0.3 * i / len(ladder))
+    for i, (before, after) in enumerate(ladder):
+        text, label = f"{before}{quantize}{after}", f"{before}quantize{after}"
+        bench.progress(label, 0.05 + 0.3 * i / len(ladder))
         begun = time.monotonic()
         candidate = model.clone()
+        records: tuple[PassRecord, ...] = ()
         try:
-            _, records = bench.run(candidate, text)
-        except EffcError:
+            if before:
+                records = bench.run(candidate, before)[1]
+                if not any(r.rewrites for r in records):
+                    continue
+            records += bench.run(candidate, f"{quantize}{after}")[1]
+        except EffcError as error:
             if best is None:
                 raise
+            notes.append(f"{label}: {error}")
             continue
         score = judge.score(candidate)
-        label = text.replace(quantize, "quantize")
-        notes.append(
-            f"{label}: SQNR {score.sqnr_db:.1f} dB, drop {score.drop:.2f} ({score.metric}), "
-            f"{time.monotonic() - begun:.1f} s"
-        )
+        notes.append(_note(label, score, time.monotonic() - begun))
         if best is None or score.sqnr_db > best.score.sqnr_db:
             best = Recovered(candidate, text, records, score, ())
         if score.sqnr_db >= ENOUGH_SQNR_DB:
@@ -73,10 +77,15 @@ def recover(model: ir.Model, bench: Workbench, judge: Judge, scheme: str) -> Rec
         candidate = clone(best.model)
         _, records = bench.run(candidate, "adaround")
         score = judge.score(candidate)
-        notes.append(
-            f"adaround: SQNR {score.sqnr_db:.1f} dB, drop {score.drop:.2f} ({score.metric}), "
-            f"{time.monotonic() - begun:.1f} s"
-        )
+        notes.append(_note("adaround", score, time.monotonic() - begun))
         if score.sqnr_db > best.score.sqnr_db:
             best = Recovered(candidate, f"{best.text},adaround", best.records + records, score, ())
     return Recovered(best.model, best.text, best.records, best.score, tuple(notes))
+
+
+def _note(label: str, score: Score, seconds: float) -> str:
+    agreement = "" if score.agreement is None else f", agreement {score.agreement:.1f} %"
+    return (
+        f"{label}: SQNR {score.sqnr_db:.1f} dB, drop {score.drop:.2f} ({score.metric}){agreement}, "
+        f"{seconds:.1f} s"
+    )

@@ -45,11 +45,15 @@ def precision_parts(described: Mapping[str, Any] | None) -> list[RenderableType]
         return []
     parts: list[RenderableType] = []
     if described.get("pareto"):
-        made = table("mix", ">drop", ">SQNR", ">time (estimate)", ">constants", title="Pareto set")
+        made = table(
+            "mix", ">drop", ">agreement", ">SQNR", ">time (estimate)", ">constants",
+            title="Pareto set",
+        )  # fmt: skip
         for trial in described["pareto"]:
             seconds = trial["seconds"]
             made.add_row(
                 escape(trial["label"]), f"{trial['drop']:.2f} ({trial['metric']})",
+                "" if trial["agreement"] is None else f"{trial['agreement']:.1f} %",
                 decibels(trial["sqnr_db"]),
                 "" if seconds is None else milliseconds(seconds), size(trial["bytes"]),
             )  # fmt: skip
