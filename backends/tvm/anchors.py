@@ -65,6 +65,7 @@ class Anchor:
     pack: Callable[[OpNode, Isa], tuple[Array, ...]] = _nothing
     fuses: bool = True
     beside: int = 0
+    any_dtype: bool = False  # the output is of whatever type the epilogue makes
     any_layout: bool = False  # input 0 may also come in another layout, at a small cost
     tunes: Callable[[OpNode, Isa], Space | None] = lambda node, isa: None  # its blockings
 
@@ -182,6 +183,7 @@ def _conv(node: OpNode) -> Anchor:
         lambda n, name, isa, epilogue: conv2d(_conv_spec(n), name, isa, epilogue),
         weights=(1, 2),
         pack=pack,
+        any_dtype=True,
         any_layout=groups == 1,
         tunes=lambda n, isa: conv_space(_conv_spec(n), isa),
     )
@@ -205,6 +207,7 @@ def _conv_transpose(node: OpNode) -> Anchor:
         lambda n, name, isa, epilogue: conv_transpose(_conv_transpose_spec(n), name, isa, epilogue),
         weights=(1, 2),
         pack=pack,
+        any_dtype=True,
     )
 
 
@@ -351,6 +354,7 @@ def _gemm(node: OpNode) -> Anchor:
         weights=(1, 2) if constant else (),
         pack=pack if constant else _nothing,
         beside=int(adds),
+        any_dtype=True,
         tunes=lambda n, isa: (
             gemm_space(_gemm_spec(n, not adds and rows), isa) if constant else None
         ),
@@ -413,6 +417,7 @@ def _matmul(node: OpNode) -> Anchor:
         build,
         weights=(1,) if constant else (),
         pack=pack if constant else _nothing,
+        any_dtype=True,
         fuses=not vectors,
         tunes=lambda n, isa: gemm_space(spec(n), isa) if constant else None,
     )

@@ -240,7 +240,8 @@ class _Fusion:
             inside.add(op.outputs[0])
             live.add(op.outputs[0])
             live = {v for v in live if v in self.kept or set(self.readers.get(v, ())) - members}
-            if live <= {op.outputs[0]} and op.info.outputs[0].dtype == result.dtype:
+            same = op.info.outputs[0].dtype == result.dtype
+            if live <= {op.outputs[0]} and (same or _quantizes(anchor, op)):
                 best = len(chain)
         return chain[:best]
 
@@ -276,6 +277,12 @@ def _alone(op: Op) -> bool:
     if is_lookup(op):
         return True
     return op.info.op_type in ("Resize", "Upsample") and op.info.attr("mode") == "linear"
+
+
+def _quantizes(anchor: Op, op: Op) -> bool:
+    """Whether `op` makes bytes of reals and the anchor's kernel stores whatever its epilogue makes."""
+    assert anchor.anchor is not None
+    return anchor.anchor.any_dtype and op.info.op_type == "QuantizeLinear"
 
 
 def is_lookup(op: Op) -> bool:

@@ -206,6 +206,42 @@ def test_reals_between_bytes(same_integers: Same) -> None:
     assert [c.template for c in program.calls].count("elementwise") == 1
 
 
+def test_reals_become_bytes_where_they_are_made(same_integers: Same) -> None:
+    """QuantizeLinear behind products of reals, per channel too; small integers are exact in them."""
+    g = Graph(8)
+    small: dict[str, np.ndarray] = {}
+
+    def reals(*shape: int) -> str:
+        x = g.input("float32", shape)
+        small[x] = g.rng.integers(-9, 10, shape).astype(np.float32)
+        return x
+
+    def weights(*shape: int) -> str:
+        return g.constant(g.rng.integers(-4, 5, shape).astype(np.float32))
+
+    image = reals(1, 20, 5, 7)
+    made = [
+        g.node("Conv", [image, weights(37, 20, 3, 3)], "float32", (1, 37, 5, 7), pads=[1] * 4),
+        g.node("Conv", [image, weights(20, 1, 3, 3)], "float32", (1, 20, 3, 5), group=20),
+        g.node("ConvTranspose", [image, weights(20, 6, 2, 2)], "float32", (1, 6, 6, 8)),
+        g.node("Gemm", [reals(5, 21), weights(21, 40), weights(40)], "float32", (5, 40)),
+        g.node("MatMul", [reals(2, 3, 9), reals(2, 9, 19)], "float32", (2, 3, 19)),
+    ]
+    for k, value in enumerate(made):
+        channels = g.types[value][1][1]
+        slope = weights(channels, *[1] * (len(g.types[value][1]) - 2))
+        bent = g.node("PRelu", [value, slope], *g.types[value])
+        dtype = list(BYTES)[k % 2]
+        scales = np.float32(2.0) ** g.rng.integers(-2, 3, channels if k < 2 else ())
+        points = g.rng.integers(0, 50, channels if k < 2 else ()).astype(dtype)
+        q = [bent, g.constant(np.asarray(scales, np.float32)), g.constant(np.asarray(points))]
+        along = {"axis": 1} if k < 2 else {}
+        g.output(g.node("QuantizeLinear", q, dtype, g.types[value][1], **along))
+    program = same_integers(g.model(), small)
+    made_by = {c.template for c in program.calls} - {"layout"}
+    assert made_by == {"conv", "depthwise", "conv_transpose", "gemm", "matmul"}
+
+
 def test_refusals_name_the_node() -> None:
     g = Graph(6)
     x = g.input("uint8", (1, 16, 4, 4))
