@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,15 +11,11 @@ import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.choice import Blocking
-from effc.backends.tvm.kernels.conv import ConvSpec, conv_axes
+from effc.backends.tvm.kernels.conv import ConvSpec, conv_axes, is_depthwise
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
-from effc.backends.tvm.kernels.int8_direct import (
-    Border,
-    Integer,
-    IntegerConv,
-    border_of,
-    class_biases,
-)
+from effc.backends.tvm.kernels.int8_bias import borders_of, class_biases, pad_channels
+from effc.backends.tvm.kernels.int8_depthwise import IntegerDepthwise, pack_int_depthwise
+from effc.backends.tvm.kernels.int8_direct import IntegerConv
 from effc.backends.tvm.kernels.int8_emission import integer_kernel
 from effc.backends.tvm.kernels.int8_store import Requantize
 from effc.backends.tvm.program import Kernel
@@ -61,16 +56,10 @@ def int_direct_of(spec: ConvSpec, isa: Isa) -> IntegerConv:
     )
 
 
-def borders(direct: Integer, shift: int) -> list[Border]:
-    """The classes of each walked axis; see `int8_direct`."""
-    phase = direct.phases[0]
-    if not shift:
-        return [Border(len(a.taps), 0, 0, False) for a in phase.axes]
-    return [border_of(a) for a in phase.axes]
-
-
 def int_conv(spec: IntConvSpec, name: str, isa: Isa, epilogue: Epilogue = IDENTITY) -> Kernel:
     """Params: output, input, weights, biases, multipliers, the residual (if any), the epilogue's."""
+    if is_depthwise(spec.conv, isa):
+        return IntegerDepthwise(isa, spec.conv, spec.how, spec.zero_point, name, epilogue).kernel()
     direct = int_direct_of(spec.conv, isa)
     return integer_kernel(direct, name, spec.how, spec.zero_point, epilogue)
 
@@ -79,19 +68,12 @@ def pack_int_conv(
     spec: IntConvSpec, isa: Isa, weight: Array, bias: Array, m: Array
 ) -> tuple[Array, ...]:
     """The constants of `int_conv`: weights [OC, IC / groups, *kernel] int8, bias [OC], m [OC]."""
-    direct = int_direct_of(spec.conv, isa)
-    table = class_biases(borders(direct, spec.shift), weight, bias, spec.shift)
-    return direct.pack(weight), pad_channels(table, direct), pad_channels(m[None], direct)
-
-
-def pad_channels(table: Array, direct: Integer) -> Array:
-    """[rows, OC] -> flat, with zeros up to whole blocks in each row."""
-    channels = direct.split * direct.blocks * direct.lanes
-    return np.ascontiguousarray(np.pad(table, ((0, 0), (0, channels - table.shape[1])))).ravel()
-
-
-def macs(spec: ConvSpec) -> int:
-    """Multiplications."""
-    return (
-        math.prod(spec.output.shape) * spec.input.shape[1] // spec.groups * math.prod(spec.kernel)
-    )
+    table = class_biases(borders_of(conv_axes(spec.conv), spec.shift), weight, bias, spec.shift)
+    channels = -(-bias.size // isa.lanes) * isa.lanes
+    if is_depthwise(spec.conv, isa):
+        packed = pack_int_depthwise(spec.conv, isa, weight)
+    else:
+        direct = int_direct_of(spec.conv, isa)
+        packed, channels = direct.pack(weight), direct.output_channels
+    multipliers = np.broadcast_to(m.astype(np.float32).reshape(1, -1), (1, bias.size))
+    return packed, pad_channels(table, channels), pad_channels(multipliers, channels)

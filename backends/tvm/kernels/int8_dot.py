@@ -128,9 +128,10 @@ def madd(isa: Isa, total: Expr, x: Expr, even: Expr, odd: Expr) -> Expr:
     low = x & tirx.const(255, wide)
     unsigned = tirx.reinterpret(f"uint16x{2 * isa.lanes}", x)
     high = tirx.reinterpret(wide, unsigned >> tirx.const(8, f"uint16x{2 * isa.lanes}"))
-    return total + _pmaddwd(isa, low, even) + _pmaddwd(isa, high, odd)
+    return total + pmaddwd(isa, low, even) + pmaddwd(isa, high, odd)
 
 
-def _pmaddwd(isa: Isa, a: Expr, b: Expr) -> Expr:
+def pmaddwd(isa: Isa, a: Expr, b: Expr) -> Expr:
+    """Products of int16, added in pairs to int32 lanes."""
     name = {16: "avx512.pmaddw.d.512", 8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[isa.lanes]
     return call(f"int32x{isa.lanes}", f"llvm.x86.{name}", a, b)

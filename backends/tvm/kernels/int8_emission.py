@@ -14,24 +14,11 @@ from effc.backends.tvm.kernels.axes import Axis
 from effc.backends.tvm.kernels.direct import Phase
 from effc.backends.tvm.kernels.direct_emission import Context, Emission
 from effc.backends.tvm.kernels.epilogue import Epilogue
-from effc.backends.tvm.kernels.int8_direct import (
-    Border,
-    Integer,
-    IntegerConv,
-    border_of,
-    class_index,
-)
+from effc.backends.tvm.kernels.int8_bias import borders_of, tile_rows
+from effc.backends.tvm.kernels.int8_direct import Integer, IntegerConv
 from effc.backends.tvm.kernels.int8_dot import QUAD, dot, quad, read, weight_dtype, write
-from effc.backends.tvm.kernels.int8_store import (
-    Requantize,
-    clamped,
-    read_residual,
-    real,
-    rounded,
-    store_neighbours,
-)
-from effc.backends.tvm.kernels.loops import bound, int32, tap_bounds
-from effc.backends.tvm.kernels.store import parameter
+from effc.backends.tvm.kernels.int8_store import IntegerStore, Item, Requantize, with_residual
+from effc.backends.tvm.kernels.loops import int32
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.program import Kernel
 
@@ -44,21 +31,8 @@ def integer_kernel(
 ) -> Kernel:
     """Params: output, input, weights, bias by class, multipliers, the residual (if any), the
     epilogue's operands."""
-    if how.z is not None:
-        epilogue = _after_residual(how.z, epilogue)
+    epilogue = with_residual(how, epilogue)
     return IntegerEmission(direct, name, epilogue, how=how, zero_point=zero_point).kernel()
-
-
-def _after_residual(z: TensorType, epilogue: Epilogue) -> Epilogue:
-    """The epilogue with the residual as its first operand, which the kernel itself reads."""
-    apply = epilogue.apply
-    if epilogue.identity:
-        return replace(epilogue, operands=(z,))
-
-    def rest(value: Expr, index: tuple[Expr, ...], loads: Any) -> Expr:
-        return apply(value, index, loads[1:])
-
-    return Epilogue((z, *epilogue.operands), rest, epilogue.dtype)
 
 
 @dataclass
@@ -74,10 +48,12 @@ class IntegerEmission(Emission):
         """Whether the input is int8."""
         return self.direct.source.tensor.dtype == "int8"
 
+    @property
+    def shift(self) -> int:
+        """The zero point of the input as unsigned bytes."""
+        return self.zero_point + 128 * self.signed
+
     def __post_init__(self) -> None:
-        self.borders = {
-            id(axis): self._border(axis) for p in self.direct.phases for axis in p.walked
-        }
         super().__post_init__()
         d = self.direct
         if d.reads_planes:
@@ -87,15 +63,11 @@ class IntegerEmission(Emission):
             self.x = tir.buffer("rows", self.scratch, d.input.dtype)
             self.buffers.insert(0, self.x)
 
-    def _border(self, axis: Axis) -> Border:
-        unshifted = self.zero_point + 128 * self.signed == 0
-        return Border(len(axis.taps), 0, 0, False) if unshifted else border_of(axis)
-
     def constants(self) -> dict[str, TensorType]:
         d = self.direct
         packed = sum(d.weight_elements(p) for p in d.phases)
-        classes = math.prod(b.classes for b in self.borders.values())
-        channels = d.split * d.blocks * d.lanes
+        classes = math.prod(b.classes for b in borders_of(d.phases[0].walked, self.shift))
+        channels = d.output_channels
         return {
             "w": TensorType((max(1, packed),), weight_dtype(d.isa)),
             "bias": TensorType((classes * channels,), "int32"),
@@ -106,12 +78,10 @@ class IntegerEmission(Emission):
         d = self.direct
         size = max(t.width * r.width for p in d.phases for t in p.tiles for r in p.chunks)
         self.acc = tir.local("acc", size * d.lanes, "int32")
-        self.result = tir.local("result", d.lanes, "float32" if self.how.is_float else "int32")
-        self.residual = tir.local("residual", d.lanes, "int32")
-        names = [p.name for p in self.buffers]
-        self.m = self.buffers[names.index("m")]
-        self.z = self.buffers[names.index("e0")] if self.how.z is not None else None
-        return [self.acc, self.result, self.residual]
+        named = {b.name: b for b in self.buffers}
+        residual = named["e0"] if self.how.z is not None else None
+        self.ends = IntegerStore(d.isa, self.how, self.store, self.acc, named["m"], residual)
+        return [self.acc, *self.ends.locals]
 
     # what a task does first: interleave planes
 
@@ -184,47 +154,23 @@ class IntegerEmission(Emission):
 
     def _initial(self, ctx: Context) -> list[Stmt]:
         stmts: list[Stmt] = []
-        channels = self.direct.split * self.direct.blocks * self.lanes
-        *outer, inner = ctx.phase.walked
-        before: list[tuple[Border, Any, Any]] = []
-        for axis, (lo, extent) in zip(outer, self.cut, strict=True):
-            border = self.borders[id(axis)]
-            if border.classes == 1:
-                continue
-            first = tirx.min(lo, int32(border.taps))
-            before.append((border, first, int32(border.taps) - first - extent))
-        border = self.borders[id(inner)]
-        rows: dict[Any, Expr] = {}
-        for i in range(ctx.tile.width):
-            lost: tuple[Any, Any]
-            if border.classes == 1:
-                lost = (0, 0)
-            elif ctx.phase.dynamic:
-                lo, extent = tap_bounds(inner, ctx.position * inner.stride + inner.offset)
-                first = tirx.min(lo, int32(border.taps))
-                lost = (first, int32(border.taps) - first - extent)
-            else:
-                # the position of a tile whose pixels lose taps alike is as good as any
-                lost = self._lost(ctx, inner, i)
-            key = lost if isinstance(lost[0], int) else i
-            if key not in rows:
-                parts = [*before] if border.classes == 1 else [*before, (border, *lost)]
-                row = class_index(parts) * channels
-                rows[key] = bound(stmts, f"row{len(rows)}", row + ctx.block * self.lanes)
+        axes = ctx.phase.walked
+        rows = tile_rows(
+            stmts,
+            axes,
+            borders_of(axes, self.shift),
+            self.cut,
+            ctx.tile,
+            ctx.position if ctx.phase.dynamic else None,
+            self.direct.output_channels,
+            ctx.block * self.lanes,
+        )
+        for i, row in enumerate(rows):
             for j in range(ctx.run.width):
-                value = read(self.bias, rows[key] + j * self.lanes, self.lanes)
+                value = read(self.bias, row + j * self.lanes, self.lanes)
                 at = (i * ctx.run.width + j) * self.lanes
                 stmts.append(write(self.acc, value, at, self.lanes))
         return stmts
-
-    def _lost(self, ctx: Context, inner: Axis, pixel: int) -> tuple[int, int]:
-        valid = [row[pixel] for row in ctx.tile.valid]
-        first = valid.index(True) if any(valid) else None
-        if first is None:
-            from effc.backends.tvm.kernels.int8_direct import lost_taps
-
-            return lost_taps(inner, ctx.tile.begin + pixel)
-        return first, len(valid) - first - sum(valid)
 
     def _steps(
         self, ctx: Context, x: Expr, w: Expr, channels: int, valid: tuple[bool, ...]
@@ -260,82 +206,22 @@ class IntegerEmission(Emission):
         return stmts
 
     def _final(self, ctx: Context) -> list[Stmt]:
-        d, u = self.direct, ctx.run.width
-        out = d.result
-        plain = self.epilogue.identity or (
-            len(self.epilogue.operands) == 1 and self.how.z is not None and self.epilogue.identity
-        )
+        d, u, width = self.direct, ctx.run.width, ctx.tile.width
+        along_pixels = d.result.layout.block > 0 and ctx.phase.axes[-1].spread == 1
+        along_lanes = not d.result.layout.block and d.lane_axis == len(d.result.shape) - 1
         stmts: list[Stmt] = []
-        spread = ctx.phase.axes[-1].spread
-        along_pixels = out.layout.block == self.lanes and spread == 1
-        along_lanes = not out.layout.block and d.lane_axis == len(out.shape) - 1
-        fast: list[tuple[int, int, int]] = []  # pixel, block, valid
-        for j in range(u):
-            valid = ctx.run.valid if j == u - 1 else self.lanes
-            for i in range(ctx.tile.width):
-                if plain and (along_pixels or (along_lanes and valid == self.lanes)):
-                    fast.append((i, j, valid))
-                else:
-                    stmts += self._slow(ctx, i, j, valid)
-        if along_lanes:
-            fast.sort()
-        groups: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
-        for i, j, valid in fast:
-            groups.setdefault((j, valid) if along_pixels else (i, valid), []).append((i, j, valid))
-        for group in groups.values():
-            vectors = [self._vector_of(ctx, i, j) for i, j, _ in group]
-            stmts += store_neighbours(d.isa, self.how, self.out, vectors, group[0][2])
+        for group in (range(u - 1), range(u - 1, u)):
+            valid = self.lanes if group.stop < u else ctx.run.valid
+            items = [[self._item(ctx, i, j) for j in group] for i in range(width)]
+            if along_lanes:
+                for line in items:
+                    stmts += self.ends.line(line, valid, neighbours=valid == self.lanes)
+            else:
+                for line in zip(*items, strict=True):
+                    stmts += self.ends.line(line, valid, neighbours=along_pixels)
         return stmts
 
-    def _index(self, ctx: Context, i: int, j: int) -> list[Expr]:
+    def _item(self, ctx: Context, i: int, j: int) -> Item:
         channel = (ctx.block + j) * self.lanes
-        return self.direct.place(ctx.value["n"], channel, self._spatial(ctx, i))
-
-    def _vector_of(self, ctx: Context, i: int, j: int) -> tuple[Expr, Expr]:
-        """The rounded (or real) result of a pixel and block, and where it goes."""
-        d = self.direct
-        out = d.result
-        flat = self.store.analyzer.simplify(
-            out.layout.flat_index(out.shape, self._index(ctx, i, j))
-        )
-        z = read_residual(d.isa, self.z, flat) if self.z is not None else None
-        return self._value(ctx, i, j, z), flat
-
-    def _value(self, ctx: Context, i: int, j: int, z: Expr | None) -> Expr:
-        isa = self.direct.isa
-        acc = read(self.acc, (i * ctx.run.width + j) * self.lanes, self.lanes)
-        m = read(self.m, (ctx.block + j) * self.lanes, self.lanes)
-        value = real(isa, self.how, acc, m, z)
-        return value if self.how.is_float else rounded(isa, self.how, value)
-
-    def _slow(self, ctx: Context, i: int, j: int, valid: int) -> list[Stmt]:
-        """Through the epilogue, or into a tensor whose lanes lie apart."""
-        how, isa = self.how, self.direct.isa
-        index = self._index(ctx, i, j)
-        stmts: list[Stmt] = []
-        z = None
-        if how.z is not None:
-            axis = self.direct.lane_axis
-
-            def fetch(lane: Expr) -> Stmt:
-                at = tuple(v + lane if a == axis else v for a, v in enumerate(index))
-                flat = how.z.layout.flat_index(how.z.shape, at)
-                value = tirx.Cast("int32", tirx.BufferLoad(self.z, [flat]))
-                return tirx.BufferStore(self.residual, value, [lane])
-
-            stmts.append(write(self.residual, tirx.const(0, f"int32x{self.lanes}"), 0, self.lanes))
-            stmts.append(tir.lanes(valid, fetch))
-            z = read(self.residual, 0, self.lanes)
-        value = self._value(ctx, i, j, z)
-        if not how.is_float:
-            value = clamped(isa, how, value)
-        stmts.append(write(self.result, value, 0, self.lanes))
-
-        def take(lane: Expr) -> Expr:
-            found = tirx.BufferLoad(self.result, [lane])
-            return found if how.is_float else tirx.Cast(how.dtype, found)
-
-        # the epilogue may have another type; a lane past the channels is no zero here
-        self.store.clean = False
-        stmts.append(self.store.vector(take, index, valid))
-        return stmts
+        index = self.direct.place(ctx.value["n"], channel, self._spatial(ctx, i))
+        return Item((i * ctx.run.width + j) * self.lanes, channel, index)

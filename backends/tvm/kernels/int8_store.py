@@ -7,14 +7,18 @@ is applied to the float; then nothing overflows in the conversion. On x86, packi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvm import tirx
 
+from effc.backends.tvm import tir
 from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.epilogue import Epilogue
 from effc.backends.tvm.kernels.int8_dot import call, fence, is_x86, read, write
+from effc.backends.tvm.kernels.store import Store
 from effc.backends.tvm.layout import TensorType
+from effc.backends.tvm.ops.contract import Lazy
 
 Expr = Any
 Stmt = Any
@@ -40,6 +44,29 @@ class Requantize:
     def is_float(self) -> bool:
         """Whether the result is a real number."""
         return self.dtype == "float32"
+
+
+def with_residual(how: Requantize, epilogue: Epilogue) -> Epilogue:
+    """The epilogue with the residual as its first operand, which the kernel itself reads."""
+    if how.z is None:
+        return epilogue
+    operands = (how.z, *epilogue.operands)
+    if epilogue.identity:
+        return replace(epilogue, operands=operands)
+
+    def rest(value: Expr, index: tuple[Expr, ...], loads: Sequence[Lazy]) -> Expr:
+        return epilogue.apply(value, index, loads[1:])
+
+    return Epilogue(operands, rest, epilogue.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An accumulator: its first element, its first channel, and the index of its first result."""
+
+    acc: int
+    channel: Expr
+    index: Sequence[Expr]
 
 
 def real(isa: Isa, how: Requantize, acc: Expr, m: Expr, z: Expr | None) -> Expr:
@@ -126,6 +153,83 @@ def _words(isa: Isa, how: Requantize, a: Expr, b: Expr) -> Expr:
     return both
 
 
+@dataclass(slots=True)
+class IntegerStore:
+    """Stores accumulators: side by side in vectors of bytes, or lane by lane through the epilogue.
+
+    `acc` holds them, `m` the multipliers, `z` the residual in the layout of the output.
+    """
+
+    isa: Isa
+    how: Requantize
+    store: Store
+    acc: Any
+    m: Any
+    z: Any | None
+    result: Any = field(init=False)
+    residual: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        lanes = self.isa.lanes
+        self.result = tir.local("result", lanes, "float32" if self.how.is_float else "int32")
+        self.residual = tir.local("residual", lanes, "int32")
+        self.store.clean = False  # a lane past the channels is no zero before the epilogue
+
+    @property
+    def locals(self) -> list[Any]:
+        """Registers that the function has to allocate."""
+        return [self.result, self.residual]
+
+    def line(self, items: Sequence[Item], valid: int, *, neighbours: bool) -> list[Stmt]:
+        """Store vectors of which the first `valid` lanes exist; `neighbours`: side by side in memory."""
+        if neighbours and self.store.epilogue.identity:
+            vectors = [self._vector(item) for item in items]
+            return store_neighbours(self.isa, self.how, self.store.buffer, vectors, valid)
+        return [s for item in items for s in self._single(item, valid)]
+
+    def _vector(self, item: Item) -> tuple[Expr, Expr]:
+        out = self.store.output
+        flat = self.store.analyzer.simplify(out.layout.flat_index(out.shape, item.index))
+        z = None
+        if self.z is not None:
+            z = tirx.Cast(f"int32x{self.isa.lanes}", read(self.z, flat, self.isa.lanes))
+        return self._value(item, z), flat
+
+    def _value(self, item: Item, z: Expr | None) -> Expr:
+        lanes = self.isa.lanes
+        m = read(self.m, item.channel, lanes)
+        value = real(self.isa, self.how, read(self.acc, item.acc, lanes), m, z)
+        return value if self.how.is_float else rounded(self.isa, self.how, value)
+
+    def _single(self, item: Item, valid: int) -> list[Stmt]:
+        lanes, how, axis = self.isa.lanes, self.how, self.store.axis
+        stmts: list[Stmt] = []
+        z = None
+        if how.z is not None:
+            source = how.z
+
+            def fetch(lane: Expr) -> Stmt:
+                at = [v + lane if a == axis else v for a, v in enumerate(item.index)]
+                flat = source.layout.flat_index(source.shape, at)
+                value = tirx.Cast("int32", tirx.BufferLoad(self.z, [flat]))
+                return tirx.BufferStore(self.residual, value, [lane])
+
+            stmts.append(write(self.residual, tirx.const(0, f"int32x{lanes}"), 0, lanes))
+            stmts.append(tir.lanes(valid, fetch))
+            z = read(self.residual, 0, lanes)
+        value = self._value(item, z)
+        if not how.is_float:
+            value = clamped(self.isa, how, value)
+        stmts.append(write(self.result, value, 0, lanes))
+
+        def take(lane: Expr) -> Expr:
+            found = tirx.BufferLoad(self.result, [lane])
+            return found if how.is_float else tirx.Cast(how.dtype, found)
+
+        stmts.append(self.store.vector(take, item.index, valid))
+        return stmts
+
+
 def store_neighbours(
     isa: Isa,
     how: Requantize,
@@ -160,8 +264,3 @@ def store_neighbours(
         stmts.append(write(out, packed, group[0][1], count * lanes))
         first += count
     return stmts
-
-
-def read_residual(isa: Isa, z: Any, at: Expr) -> Expr:
-    """8-bit lanes as int32."""
-    return tirx.Cast(f"int32x{isa.lanes}", read(z, at, isa.lanes))

@@ -1,0 +1,403 @@
+"""Integer depthwise convolution: every lane is a channel; four neighbouring pixels are one step.
+
+Four pixels of a block are loaded as one vector and turned so that each lane holds four bytes of its
+channel; a dot product with the weights that meet them is then up to four taps. The same turned vector
+serves several outputs, with the weights shifted ("patterns"). Where a row is shorter than four pixels,
+or taps do not lie side by side, each tap is a step of its own on widened bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+
+from effc.backends.tvm import tir
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.axes import Axis, Tile, tile_axis
+from effc.backends.tvm.kernels.conv import ConvSpec, conv_axes
+from effc.backends.tvm.kernels.depthwise import VARIANTS, positions, task_rows, widest_tile
+from effc.backends.tvm.kernels.epilogue import Epilogue
+from effc.backends.tvm.kernels.int8_bias import borders_of, tile_rows
+from effc.backends.tvm.kernels.int8_dot import (
+    QUAD,
+    arrange,
+    dp,
+    is_x86,
+    madd,
+    pmaddwd,
+    read,
+    scheme,
+    weight_dtype,
+    write,
+)
+from effc.backends.tvm.kernels.int8_store import IntegerStore, Item, Requantize, with_residual
+from effc.backends.tvm.kernels.loops import bound, decode, int32, spatial_strides, tap_bounds
+from effc.backends.tvm.kernels.store import Store, parameter
+from effc.backends.tvm.layout import TensorType
+from effc.backends.tvm.program import Kernel
+
+Expr = Any
+Stmt = Any
+Array = npt.NDArray[Any]
+Pattern = tuple[int, int, int, int]  # the tap that meets each of four pixels; -1: none
+
+
+@dataclass(frozen=True, slots=True)
+class Quads:
+    """How a tile reads a row of taps: from pixel `start` on (relative to tap 0 of its first output)
+    four pixels, and which outputs take which pattern of them."""
+
+    start: int
+    uses: tuple[tuple[int, Pattern], ...]
+
+
+@lru_cache(maxsize=4096)
+def cover(axis: Axis, tile: Tile) -> tuple[Quads, ...] | None:
+    """The cheapest reading of a tile that stays inside the row; None where there is none."""
+    if axis.step != 1 and len(axis.taps) > 1:
+        return None
+    first = tile.begin * axis.stride + axis.offset
+    last = first + (tile.tiles - 1) * tile.width * axis.stride
+    least, most = -first, axis.size - QUAD - last
+    if least > most:
+        return None
+    best: tuple[float, tuple[Quads, ...]] | None = None
+    for grid in (1, 2, 4):
+        for phase in range(grid):
+            found = _cover(axis, tile, range(least, most + 1), grid, phase)
+            if found is not None:
+                # turning is a load and a permutation
+                cost = sum(2.0 + len(q.uses) for q in found)
+                if best is None or cost < best[0]:
+                    best = cost, found
+    return None if best is None else best[1]
+
+
+def _cover(
+    axis: Axis, tile: Tile, allowed: range, grid: int, phase: int
+) -> tuple[Quads, ...] | None:
+    needs = [
+        {i * axis.stride + j: j for j in range(len(axis.taps)) if tile.valid[j][i]}
+        for i in range(tile.width)
+    ]
+    every = sorted({p for need in needs for p in need})
+    if not every:
+        return ()
+    wanted = range((every[0] - phase) // grid * grid + phase - grid, every[-1] + 1, grid)
+    starts = sorted({min(max(s, allowed.start), allowed.stop - 1) for s in wanted})
+    uses: dict[int, list[tuple[int, Pattern]]] = {}
+    for i, need in enumerate(needs):
+        left = dict(need)
+        while left:
+            chosen = max(
+                starts, key=lambda s: (sum(p in left for p in range(s, s + QUAD)), s in uses)
+            )
+            taken = [left.pop(p, -1) for p in range(chosen, chosen + QUAD)]
+            if all(t < 0 for t in taken):
+                return None
+            uses.setdefault(chosen, []).append((i, (taken[0], taken[1], taken[2], taken[3])))
+    return tuple(Quads(start, tuple(use)) for start, use in sorted(uses.items()))
+
+
+@dataclass(frozen=True)
+class DepthwisePlan:
+    """Tiles of the innermost axis, and the patterns of weights that they need (None: tap by tap)."""
+
+    axes: tuple[Axis, ...]
+    tiles: tuple[Tile, ...]
+    patterns: tuple[Pattern, ...] | None
+    dynamic: bool
+
+    @property
+    def rows_of_taps(self) -> int:
+        """Taps of all axes but the innermost one."""
+        return math.prod(len(a.taps) for a in self.axes[:-1])
+
+
+@lru_cache(maxsize=1024)
+def depthwise_plan(spec: ConvSpec, isa: Isa) -> DepthwisePlan:
+    """How the kernel of `spec` reads its input."""
+    axes = conv_axes(spec)
+    inner = axes[-1]
+    own = spec.blocking.tile if spec.blocking else None
+    if is_x86(isa):
+        tiles = tile_axis(inner, own or isa.registers - 6)
+        covers = [cover(inner, t) for t in tiles]
+        if len(tiles) <= VARIANTS and all(c is not None for c in covers):
+            every = {p for c in covers for q in c or () for _, p in q.uses}
+            return DepthwisePlan(axes, tiles, tuple(sorted(every)), False)
+    tiles = tile_axis(inner, own or widest_tile(isa, inner))
+    dynamic = len(tiles) > VARIANTS
+    if dynamic:
+        tiles = (Tile(0, 1, inner.count, ((True,),) * len(inner.taps)),)
+    return DepthwisePlan(axes, tiles, None, dynamic)
+
+
+def pack_int_depthwise(spec: ConvSpec, isa: Isa, weight: Array) -> Array:
+    """[C, 1, *kernel] int8 -> [block, row of taps, pattern, lane, 4] (`arrange` d), or
+    [block, taps, lane] int16; zeros past C."""
+    plan = depthwise_plan(spec, isa)
+    channels, lanes = weight.shape[0], isa.lanes
+    flat = weight.reshape(channels, plan.rows_of_taps, -1)
+    flat = np.pad(flat, ((0, -channels % lanes), (0, 0), (0, 0)))
+    blocks = flat.reshape(-1, lanes, *flat.shape[1:])  # block, lane, row, tap
+    if plan.patterns is None:
+        return np.ascontiguousarray(np.moveaxis(blocks, 1, -1).astype(np.int16)).ravel()
+    with_none = np.concatenate([blocks, np.zeros_like(blocks[..., :1])], axis=-1)
+    picked = with_none[..., np.asarray(plan.patterns).reshape(-1, QUAD)]  # ..., pattern, 4
+    return arrange(np.moveaxis(picked, 1, -2), isa)
+
+
+@dataclass
+class IntegerDepthwise:
+    """Emits the kernel. Params: output, input, weights, biases, multipliers, the residual (if any), the
+    epilogue's operands. Tasks are image x block of channels x group of rows."""
+
+    isa: Isa
+    spec: ConvSpec
+    how: Requantize
+    zero_point: int
+    name: str
+    epilogue: Epilogue
+    buffers: list[Any] = field(default_factory=list, init=False)
+
+    @property
+    def signed(self) -> bool:
+        """Whether the input is int8."""
+        return self.spec.input.dtype == "int8"
+
+    def kernel(self) -> Kernel:
+        """The kernel."""
+        spec, isa, lanes = self.spec, self.isa, self.isa.lanes
+        self.lanes = lanes
+        self.plan = plan = depthwise_plan(spec, isa)
+        self.borders = borders_of(plan.axes, self.zero_point + 128 * self.signed)
+        classes = math.prod(b.classes for b in self.borders)
+        n, channels = spec.output.shape[:2]
+        self.blocks = blocks = -(-channels // lanes)
+        taps = math.prod(len(a.taps) for a in plan.axes)
+        self.row_weights = lanes * (
+            len(plan.axes[-1].taps) if plan.patterns is None else QUAD * len(plan.patterns)
+        )
+        kind = "int16" if plan.patterns is None else weight_dtype(isa)
+        epilogue = with_residual(self.how, self.epilogue)
+        given = {
+            "out": spec.output,
+            "x": spec.input,
+            "w": TensorType((max(1, blocks * plan.rows_of_taps * self.row_weights),), kind),
+            "bias": TensorType((classes * blocks * lanes,), "int32"),
+            "m": TensorType((blocks * lanes,), "float32"),
+            **{f"e{i}": t for i, t in enumerate(epilogue.operands)},
+        }
+        named = {a: parameter(a, t) for a, t in given.items()}
+        self.buffers = list(named.values())
+        self.x, self.w, self.bias = (named[a] for a in ("x", "w", "bias"))
+        width = max(t.width for t in plan.tiles)
+        self.acc = tir.local("acc", width * lanes, "int32")
+        self.turned = tir.local("turned", QUAD * lanes, "uint8")
+        found = len(positions(plan.axes[-1], width))
+        self.reuse = plan.patterns is None and found + width + 2 <= isa.registers
+        self.wide = tir.local("wide", (found if self.reuse else 1) * lanes, "int32")
+        store = Store(spec.output, named["out"], epilogue, self.buffers[5:], lanes, 1)
+        residual = named.get("e0") if self.how.z is not None else None
+        self.ends = IntegerStore(isa, self.how, store, self.acc, named["m"], residual)
+        self.rows = rows = math.prod(a.count for a in plan.axes[:-1])
+        own = spec.blocking.group if spec.blocking else None
+        self.piece = min(own or task_rows(rows, n * blocks), rows)
+        pieces = -(-rows // self.piece)
+        order = (("n", n), ("block", blocks), ("piece", pieces))
+
+        def body(begin: Expr, end: Expr) -> Stmt:
+            task = tirx.Var("task", "int32")
+            return tirx.For(task, begin, end - begin, tir.SERIAL, self._task(task, order))
+
+        registers = [self.acc, self.turned, self.wide, *self.ends.locals]
+        func = tir.prim_func(self.name, self.buffers, body, registers)
+        macs = math.prod(spec.output.shape) * taps
+        return Kernel(self.name, func, n * blocks * pieces, tuple(given.values()), 1, macs)
+
+    def _task(self, task: Expr, order: Sequence[tuple[str, int]]) -> Stmt:
+        stmts: list[Stmt] = []
+        at = decode(task, order, stmts)
+        lo = at["piece"] * self.piece
+        extent: Any = self.piece
+        if self.rows % self.piece:
+            extent = tirx.min(self.rows - lo, self.piece)
+        stmts.append(tir.loop("row", extent, lambda r: self._row(at, lo + r)))
+        return tir.seq(*stmts)
+
+    def _row(self, at: Any, row: Expr) -> Stmt:
+        """One row of outputs of one block of channels."""
+        stmts: list[Stmt] = []
+        outer = self.plan.axes[:-1]
+        place = decode(row, [(f"y{i}", a.count) for i, a in enumerate(outer)], stmts)
+        area = math.prod(self.spec.input.shape[2:])
+        plane = (at["n"] * self.blocks + at["block"]) * (area * self.lanes)
+        x0 = bound(stmts, "x0", plane)
+        w0 = bound(stmts, "w0", at["block"] * (self.plan.rows_of_taps * self.row_weights))
+        cut = []
+        for i, axis in enumerate(outer):
+            base = bound(stmts, f"base{i}", place[f"y{i}"] * axis.stride + axis.offset)
+            lo, extent = tap_bounds(axis, base)
+            if not isinstance(lo, int):
+                lo, extent = bound(stmts, f"lo{i}", lo), bound(stmts, f"n{i}", extent)
+            cut.append((lo, extent, base))
+        spot = [place[f"y{i}"] for i in range(len(outer))]
+        for tile in self.plan.tiles:
+
+            def body(k: Expr, tile: Tile = tile) -> Stmt:
+                position = k * tile.width + tile.begin
+                return self._tile(at, spot, tile, position, x0, w0, cut)
+
+            if tile.tiles == 1:
+                stmts.append(body(int32(0)))
+            else:
+                stmts.append(tir.loop("tile", tile.tiles, body))
+        return tir.seq(*stmts)
+
+    def _tile(
+        self,
+        at: Any,
+        spot: list[Expr],
+        tile: Tile,
+        position: Expr,
+        x0: Expr,
+        w0: Expr,
+        cut: Sequence[tuple[Any, Any, Expr]],
+    ) -> Stmt:
+        lanes, axes = self.lanes, self.plan.axes
+        inner = axes[-1]
+        strides = spatial_strides(self.spec.input)
+        stmts: list[Stmt] = []
+        rows = tile_rows(
+            stmts,
+            axes,
+            self.borders,
+            [(lo, extent) for lo, extent, _ in cut],
+            tile,
+            position if self.plan.dynamic else None,
+            self.blocks * lanes,
+            at["block"] * lanes,
+        )
+        for i, row in enumerate(rows):
+            stmts.append(write(self.acc, read(self.bias, row, lanes), i * lanes, lanes))
+        column = position * inner.stride + inner.offset
+
+        def nest(i: int, x: Expr, w: Expr) -> Stmt:
+            if i == len(cut):
+                return self._taps(tile, x + column * strides[-1], w, column)
+            lo, extent, base = cut[i]
+            below = math.prod(len(a.taps) for a in axes[i + 1 : -1]) * self.row_weights
+
+            def tap(j: Expr) -> Stmt:
+                return nest(i + 1, x + (base + j * axes[i].step) * strides[i], w + j * below)
+
+            if isinstance(lo, int) and extent == 1:
+                return tap(int32(0))
+            return tir.loop(f"k{i}", extent, tap, begin=lo)
+
+        stmts.append(nest(0, x0, w0))
+        index = [at["n"], at["block"] * lanes, *spot]
+        items = [
+            Item(i * lanes, at["block"] * lanes, [*index, position + i]) for i in range(tile.width)
+        ]
+        partial = self.spec.output.shape[1] % lanes
+
+        def finish(valid: int) -> Stmt:
+            return tir.seq(*self.ends.line(items, valid, neighbours=True))
+
+        if partial and self.blocks > 1:
+            last = at["block"] == self.blocks - 1
+            stmts.append(tirx.IfThenElse(last, finish(partial), finish(lanes)))
+        else:
+            stmts.append(finish(partial or lanes))
+        return tir.seq(*stmts)
+
+    def _taps(self, tile: Tile, x: Expr, w: Expr, column: Expr) -> Stmt:
+        """The steps of one row of taps."""
+        stmts: list[Stmt] = []
+        if self.plan.dynamic:
+            inner = self.plan.axes[-1]
+            lo, extent = tap_bounds(inner, column)
+            pixel = inner.step * self.lanes
+
+            def one(j: Expr) -> Stmt:
+                value = self._widened(x + j * pixel)
+                return self._single(value, 0, w + j * self.lanes)
+
+            return tir.loop("kx", extent, one, begin=lo)
+        xi, wi = bound(stmts, "xi", x), bound(stmts, "wi", w)
+        stmts += (
+            self._tap_by_tap(tile, xi, wi)
+            if self.plan.patterns is None
+            else self._quads(tile, xi, wi)
+        )
+        return tir.seq(*stmts)
+
+    def _quads(self, tile: Tile, x: Expr, w: Expr) -> list[Stmt]:
+        lanes, isa = self.lanes, self.isa
+        assert self.plan.patterns is not None
+        size = QUAD * lanes
+        order = [pixel * lanes + lane for lane in range(lanes) for pixel in range(QUAD)]
+        stmts = []
+        for quads in cover(self.plan.axes[-1], tile) or ():
+            four = tirx.reinterpret(f"uint8x{size}", read(self.x, x + quads.start * lanes, size))
+            turned = tirx.Shuffle([four], [tirx.const(i, "int32") for i in order])
+            if self.signed:
+                turned = turned ^ tirx.const(128, f"uint8x{size}")
+            stmts.append(write(self.turned, turned, 0, size))
+            for i, pattern in quads.uses:
+                at = w + self.plan.patterns.index(pattern) * size
+                total, value = read(self.acc, i * lanes, lanes), read(self.turned, 0, size)
+                if scheme(isa) == "vnni":
+                    value = tirx.reinterpret(f"int8x{size}", value)
+                    total = dp(isa, total, value, read(self.w, at, size))
+                else:
+                    value = tirx.reinterpret(f"int16x{size // 2}", value)
+                    even, odd = (read(self.w, at + k * size // 2, size // 2) for k in (0, 1))
+                    total = madd(isa, total, value, even, odd)
+                stmts.append(write(self.acc, total, i * lanes, lanes))
+        return stmts
+
+    def _tap_by_tap(self, tile: Tile, x: Expr, w: Expr) -> list[Stmt]:
+        inner, lanes = self.plan.axes[-1], self.lanes
+        slots: dict[int, int] = {}
+        stmts = []
+        for j in range(len(inner.taps)):
+            for i in range(tile.width):
+                if not tile.valid[j][i]:
+                    continue
+                where = i * inner.stride + j * inner.step
+                value = self._widened(x + where * lanes)
+                if self.reuse:
+                    if where not in slots:
+                        slots[where] = len(slots)
+                        stmts.append(write(self.wide, value, slots[where] * lanes, lanes))
+                    value = read(self.wide, slots[where] * lanes, lanes)
+                stmts.append(self._single(value, i, w + j * lanes))
+        return stmts
+
+    def _widened(self, at: Expr) -> Expr:
+        value = tirx.reinterpret(f"uint8x{self.lanes}", read(self.x, at, self.lanes))
+        if self.signed:
+            value = value ^ tirx.const(128, f"uint8x{self.lanes}")
+        return tirx.Cast(f"int32x{self.lanes}", value)
+
+    def _single(self, value: Expr, pixel: int, w: Expr) -> Stmt:
+        lanes = self.lanes
+        weight = tirx.Cast(f"int32x{lanes}", read(self.w, w, lanes))
+        total = read(self.acc, pixel * lanes, lanes)
+        if is_x86(self.isa):  # the upper half of a widened byte is zero
+            halves = f"int16x{2 * lanes}"
+            parts = (tirx.reinterpret(halves, v) for v in (value, weight))
+            total = total + pmaddwd(self.isa, *parts)
+        else:
+            total = total + value * weight
+        return write(self.acc, total, pixel * lanes, lanes)
