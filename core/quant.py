@@ -34,7 +34,7 @@ _NUMPY: dict[ir.DataType, np.dtype[Any]] = {
 
 def integer_range(dtype: ir.DataType) -> tuple[int, int]:
     """The least and the greatest value of an integer type, (-128, 127) for INT8."""
-    info = ml_dtypes.iinfo(_NUMPY[dtype])
+    info: Any = ml_dtypes.iinfo(_NUMPY[dtype])  # type: ignore[no-untyped-call]
     return int(info.min), int(info.max)
 
 
@@ -86,7 +86,8 @@ class QuantParams:
 
     def _spread(self, x: Array) -> tuple[Array, Array]:
         """Scale and zero point, shaped to broadcast against `x`."""
-        scale, zero = self.scale, self.zero_point.astype(np.int32)
+        scale: Array = self.scale
+        zero: Array = self.zero_point.astype(np.int32)
         if self.block:
             axis = self.axis % x.ndim
             scale, zero = (
@@ -108,17 +109,15 @@ def quant_params(node: ir.Node | None) -> QuantParams | None:
     if scale is None or scale.dtype != np.float32:
         return None
     zero_value = node.inputs[2] if len(node.inputs) > 2 else None
+    dtype: ir.DataType | None
     if zero_value is not None:
-        zero = const(zero_value)
-        if zero is None or zero_value.dtype is None:
+        zero, dtype = const(zero_value), zero_value.dtype
+        if zero is None or dtype is None:
             return None
-        dtype = zero_value.dtype
     else:
-        stored = (
-            node.inputs[0].dtype if node.op_type == "DequantizeLinear" and node.inputs[0] else None
-        )
-        chosen = ir.DataType(attr(node, "output_dtype", 0) or 0)
-        dtype = stored or (chosen if chosen != ir.DataType.UNDEFINED else ir.DataType.UINT8)
+        dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+        if node.op_type == "QuantizeLinear" or dtype is None:
+            dtype = ir.DataType(attr(node, "output_dtype", 0)) or ir.DataType.UINT8
         zero = np.zeros(scale.shape, _NUMPY.get(dtype, np.dtype(np.int8)))
     if dtype not in _NUMPY:
         return None
@@ -151,10 +150,15 @@ def insert_pair(
     scale, zero = _constants(graph, str(value.name), params)
     q = ir.node("QuantizeLinear", [value, scale, zero], _attributes(params))
     dq = ir.node("DequantizeLinear", [q.outputs[0], scale, zero], _attributes(params))
-    for node, suffix, dtype in ((q, "quantized", params.dtype), (dq, "dequantized", value.dtype)):
+    kinds: list[tuple[ir.Node, str, ir.DataType | None]] = [
+        (q, "quantized", params.dtype),
+        (dq, "dequantized", value.dtype),
+    ]
+    for node, suffix, kind in kinds:
         node.name = f"{value.name}/{suffix}"
         out = node.outputs[0]
-        out.name, out.shape, out.dtype = f"{value.name}/{suffix}", value.shape, dtype
+        out.name, out.shape = f"{value.name}/{suffix}", value.shape
+        out.type = ir.TensorType(kind) if kind is not None else None
     producer = value.producer()
     if producer is not None:
         graph.insert_after(producer, [q, dq])

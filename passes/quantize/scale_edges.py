@@ -42,7 +42,7 @@ class Edge:
 
     def consumer_peaks(self) -> Array:
         """The largest weight that reads each channel, [channels], over all consumers."""
-        return np.max([input_peaks(c) for c in self.consumers], axis=0)
+        return np.asarray(np.max([input_peaks(c) for c in self.consumers], axis=0))
 
     def divide(self, scale: Array) -> bool:
         """Let the tensors be divided by `scale` [channels]; False, and nothing done, on overflow."""
@@ -103,23 +103,29 @@ def _follow(
 
 def input_peaks(linear: Linear) -> Array:
     """The largest absolute weight that reads each input channel, [inputs]."""
-    weight = np.abs(linear.weight)
+    weight: Array = np.abs(linear.weight)
     if not is_op(linear.node, "Conv"):
-        return weight.reshape(weight.shape[0], -1).max(1)
+        return _peaks(weight, 0)
     rows = linear.outputs // linear.groups
     by_group = weight.reshape(linear.groups, rows, weight.shape[1], -1)
-    return by_group.max(axis=(1, 3)).reshape(-1)
+    return np.asarray(by_group.max(axis=(1, 3))).reshape(-1)
 
 
 def output_peaks(linear: Linear) -> Array:
     """The largest absolute weight that makes each output channel, [outputs]."""
-    weight = np.abs(linear.weight)
+    weight: Array = np.abs(linear.weight)
     if is_op(linear.node, "Conv"):
-        return weight.reshape(weight.shape[0], -1).max(1)
+        return _peaks(weight, 0)
     if is_op(linear.node, "ConvTranspose"):
         rows = weight.shape[0] // linear.groups
-        return weight.reshape(linear.groups, rows, weight.shape[1], -1).max(axis=(1, 3)).reshape(-1)
-    return weight.max(0)
+        by_group = weight.reshape(linear.groups, rows, weight.shape[1], -1)
+        return np.asarray(by_group.max(axis=(1, 3))).reshape(-1)
+    return _peaks(weight, 1)
+
+
+def _peaks(weight: Array, axis: int) -> Array:
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    return np.asarray(weight.max(axis=others))
 
 
 def _simple_norm(node: ir.Node) -> bool:
