@@ -1,0 +1,158 @@
+"""Integer convolutions and products (`effc.integer`): their kernels, layouts, packed weights.
+
+Activations are uint8 or int8 (shifted to unsigned while they are read, at the cost of an instruction a
+step); weights are int8 constants. Kernels accumulate exact int32 and requantize by the rule `float32`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from effc.backends.tvm.anchor import Anchor, finder
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.conv import ConvSpec
+from effc.backends.tvm.kernels.epilogue import Epilogue
+from effc.backends.tvm.kernels.int8_conv import IntConvSpec, int_conv, pack_int_conv
+from effc.backends.tvm.kernels.int8_gemm import IntGemmSpec, int_gemm, pack_int_gemm
+from effc.backends.tvm.kernels.int8_store import Requantize
+from effc.backends.tvm.layout import PLAIN, Layout
+from effc.backends.tvm.ops.contract import OpNode, Refused, Wanted
+from effc.backends.tvm.ops.requantize import byte, number, target
+from effc.backends.tvm.program import Kernel
+
+Array = npt.NDArray[Any]
+_BIAS, _MULTIPLIER, _RESIDUAL = 2, 3, 4  # inputs
+_PLANES = 4  # channels of a plain input that tasks interleave themselves
+
+
+def _requantize(node: OpNode) -> Requantize:
+    """The node's attributes; refuses what these kernels lack. `z` is plain here."""
+    goal = target(node)
+    z = node.input(_RESIDUAL) if node.has(_RESIDUAL) else None
+    how = Requantize(goal.dtype, goal.zero_point, goal.low, goal.high)
+    if z is None:
+        return how
+    byte(z.dtype)
+    if how.is_float:
+        raise Refused("a residual input and a real result do not go together", "add it apart")
+    if z.shape != node.outputs[0].shape:
+        raise Refused(f"its residual input is {z.shape}", "give it the shape of the output")
+    centre = int(node.attr("z_zero_point", 0))
+    return replace(how, z=z, z_zero_point=centre, z_multiplier=number(node, "z_multiplier"))
+
+
+def _weights(node: OpNode) -> Array:
+    """The constant weights, int8 or stored in four bits."""
+    byte(node.input(0).dtype)
+    weight = node.required(1, "the weight")
+    if weight.dtype.name not in ("int8", "int4"):
+        raise Refused(f"its weights are {weight.dtype}", "quantize weights to int8")
+    if node.attr("w_zero_point", 0):
+        raise Refused("its weights have a zero point", "quantize weights symmetrically")
+    node.const(_BIAS, "the bias")
+    node.required(_MULTIPLIER, "the multiplier")
+    return weight.astype(np.int8)
+
+
+def _constants(node: OpNode, channels: int) -> tuple[Array, Array]:
+    """Bias int32 [channels] and multipliers float32 [channels]."""
+    bias = node.constants.get(_BIAS, np.zeros(channels, np.int32))
+    m = np.asarray(node.constants[_MULTIPLIER], np.float32).reshape(-1)
+    return np.asarray(bias).reshape(-1), np.broadcast_to(m, (channels,))
+
+
+def _placed(node: OpNode, how: Requantize) -> Requantize:
+    """`how` with the planned layout of the residual."""
+    return replace(how, z=node.input(_RESIDUAL)) if how.z is not None else how
+
+
+def _conv_spec(node: OpNode, how: Requantize) -> IntConvSpec:
+    kernel = node.input(1).shape[2:]
+    rank = len(kernel)
+    conv = ConvSpec(
+        input=node.input(0),
+        output=node.outputs[0],
+        kernel=tuple(kernel),
+        strides=tuple(node.attr("strides", (1,) * rank)),
+        pads=tuple(node.attr("pads", (0,) * 2 * rank)),
+        dilations=tuple(node.attr("dilations", (1,) * rank)),
+        groups=node.attr("group", 1),
+        bias=True,
+        blocking=node.blocking,
+    )
+    return IntConvSpec(conv, int(node.attr("x_zero_point", 0)), _placed(node, how))
+
+
+@finder("effc.integer::Conv")
+def _conv(node: OpNode) -> Anchor:
+    _weights(node)
+    how = _requantize(node)
+    groups, channels = node.attr("group", 1), node.input(0).shape[1]
+    outputs = node.outputs[0].shape[1]
+    depthwise = groups > 1 and groups == channels == outputs
+    planes = groups == 1 and channels <= _PLANES
+
+    def wants(node: OpNode, isa: Isa) -> Wanted:
+        blocked = Layout(isa.lanes)
+        # a quarter of a block would be mostly padding, and somebody would have to unpack it
+        few = not depthwise and outputs * 4 <= isa.lanes
+        out = PLAIN if few else blocked
+        residual = () if how.z is None else (out,)
+        return Wanted((PLAIN if planes else blocked, *residual), (out,))
+
+    def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
+        spec = _conv_spec(node, how)
+        return pack_int_conv(spec, isa, _weights(node), *_constants(node, outputs))
+
+    return Anchor(
+        "depthwise_int8" if depthwise else "conv_int8",
+        (0,) if how.z is None else (0, _RESIDUAL),
+        wants,
+        lambda n, name, isa, epilogue: int_conv(_conv_spec(n, how), name, isa, epilogue),
+        weights=(1, _BIAS, _MULTIPLIER),
+        pack=pack,
+        beside=int(how.z is not None),
+        any_dtype=True,
+        any_layout=planes,
+    )
+
+
+@finder("effc.integer::MatMul")
+def _matmul(node: OpNode) -> Anchor:
+    if 1 not in node.constants:
+        raise Refused(
+            "both operands are computed at run time, and integer products take constant weights here",
+            "keep the node in float (--keep-float)",
+        )
+    weight = _weights(node)
+    if weight.ndim != 2:
+        raise Refused(f"its weights are {weight.ndim}-dimensional", "give them as [K, N]")
+    how = _requantize(node)
+    columns = weight.shape[1]
+
+    def spec(node: OpNode) -> IntGemmSpec:
+        zero_point = int(node.attr("x_zero_point", 0))
+        goal = _placed(node, how)
+        return IntGemmSpec(node.input(0), node.outputs[0], zero_point, goal, node.blocking)
+
+    def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
+        return pack_int_gemm(spec(node), isa, _weights(node), *_constants(node, columns))
+
+    def build(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
+        return int_gemm(spec(node), name, isa, epilogue)
+
+    runtime = (0,) if how.z is None else (0, _RESIDUAL)
+    return Anchor(
+        "gemm_int8",
+        runtime,
+        lambda n, isa: Wanted((PLAIN,) * len(runtime), (PLAIN,)),
+        build,
+        weights=(1, _BIAS, _MULTIPLIER),
+        pack=pack,
+        beside=int(how.z is not None),
+        any_dtype=True,
+    )
