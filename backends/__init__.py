@@ -13,6 +13,7 @@ BACKENDS = Registry(
     "effc.backends",
     {
         "ort": "effc.backends.ort.backend:OnnxRuntimeBackend",
+        "coreml": "effc.backends.coreml.backend:CoreMLBackend",
         "tvm": "effc.backends.tvm.backend:TvmBackend",
     },
 )

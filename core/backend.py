@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import onnx_ir as ir
 
-from effc.core.errors import Problem
+from effc.core.artifact import Artifact
+from effc.core.errors import DeviceError, Problem
 from effc.core.measure import Device, Feeds
 from effc.core.target import Target
 
@@ -44,6 +45,8 @@ class Backend(ABC, Generic[L]):
     """Lowers a model to one kind of target. Stateless: options stand in the target."""
 
     id: ClassVar[str]
+    # whether the artifact holds its goldens (goldens.npz), to be compared again where it is finished
+    keeps_goldens: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -98,6 +101,20 @@ class Backend(ABC, Generic[L]):
     def why_no_device(self, target: Target) -> str:
         """The reason when `devices` is empty: it stands in the verdict `not run`."""
         return f"no device for {target.profile.name} is reachable from this machine"
+
+    def times(self, device: Device) -> bool:
+        """Whether times on `device` mean anything."""
+        return True
+
+    def finish(self, artifact: Artifact) -> Artifact:
+        """Do on the device what the build could not do elsewhere: compile, verify, measure.
+
+        Returns the artifact with its new manifest, not yet written. DeviceError where this is not the device.
+        """
+        raise DeviceError(
+            f"artifacts of the backend {self.id!r} are complete when they are built",
+            hint="effc bench measures them",
+        )
 
     def describe(self, lowered: L) -> dict[str, Any]:
         """Facts for the report: calls by template, arena and constant bytes, fallbacks, ..."""

@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from effc.core.preprocess import Preprocess
+
 
 class Number(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A figure and where it comes from."""
@@ -58,4 +60,6 @@ class Target:
     precision: str = "fp32"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     threads: int = 1
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)  # of the backend, as it defines them
+    preprocess: Preprocess | None = None  # how pictures become the input, where that is known
+    about: Mapping[str, str] = field(default_factory=dict)  # of the source, for metadata

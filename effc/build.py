@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 
 from effc.artifacts import REPORT, check_place, seal, staging_folder
@@ -43,6 +44,7 @@ from effc.sources import load
 from effc.tuning import tuned
 
 GOLDENS = 4  # samples whose answers are recorded before anything changes
+GOLDENS_FILE = "goldens.npz"  # where a backend keeps them
 
 Progress = Callable[
     [str, float], None
@@ -77,6 +79,11 @@ def build(
 
     progress("load", 0.0)
     loaded = load_source(source, options)
+    chosen = replace(
+        chosen,
+        preprocess=options.preprocess or _wanted_preprocess(loaded),
+        about={"source": loaded.name, "sha256": loaded.sha256, "effc": version("effc")},
+    )
     # after the model: to import a toolchain takes seconds
     backend = choose_backend(chosen, options)
     front, legal = choose_pipelines(options, backend, chosen)
@@ -116,6 +123,8 @@ def build(
     with staging_folder(out, pack=options.pack) as folder:
         progress("compile", 0.55 if options.tune_seconds else 0.3)
         files = dict(backend.compile(lowered, chosen, folder))
+        if backend.keeps_goldens:
+            files["goldens"] = goldens.save(folder / GOLDENS_FILE)
         if planned.recipe is not None:
             save_recipe(folder / RECIPE, planned.recipe)
             files["recipe"] = folder / RECIPE
@@ -145,8 +154,10 @@ def build(
         layers: list[LayerTime] = []
         if device is not None:
             progress("verify", 0.6)
-            artifact = _with(artifact, verdict=_verify(device, artifact, loaded, goldens, records))
-            if options.measure and artifact.manifest.verdict.status == "passed":
+            verdict = _verify(device, artifact, loaded, goldens, records)
+            artifact = _with(artifact, verdict=_noted(verdict, device))
+            timed = options.measure and backend.times(device)
+            if timed and artifact.manifest.verdict.status == "passed":
                 measured = _measure(device, artifact, loaded, goldens.feeds[0], options, progress)
                 artifact = _with(artifact, measurements=measured)
                 layers = _layers(device, artifact, goldens.feeds[0])
@@ -177,6 +188,15 @@ class Goldens:
         """Record the first GOLDENS of `samples` with onnxruntime, its optimizations off."""
         feeds = list(islice(samples, GOLDENS))
         return cls(samples, feeds, record_goldens(model, feeds))
+
+    def save(self, path: Path) -> Path:
+        """Write them as npz: `feeds/0/x`, `answers/0/y`, ...; types of less than 8 bits as their bytes."""
+        arrays = {}
+        for role, sets in (("feeds", self.feeds), ("answers", self.answers)):
+            for i, named in enumerate(sets):
+                arrays.update({f"{role}/{i}/{name}": a for name, a in named.items()})
+        np.savez(path, **arrays)
+        return path
 
     def describe(self) -> dict[str, Any]:
         """What the manifest says about them."""
@@ -257,6 +277,12 @@ def _verify(
         return record_goldens(source.model, goldens.feeds, optimize=True)
 
     return judge(goldens.answers, answers, promise, control, quantized_outputs(source.model))
+
+
+def _noted(verdict: Verdict, device: Device) -> Verdict:
+    """With the way the answers were got, where the device says that it is not the plain one."""
+    how = getattr(device, "how", "")
+    return msgspec.structs.replace(verdict, reason=f"{verdict.reason}; {how}") if how else verdict
 
 
 def _with(artifact: Artifact, **changes: Any) -> Artifact:

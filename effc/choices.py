@@ -32,6 +32,7 @@ class BuildOptions:
         None  # what an earlier build chose; an artifact's folder stands for its own
     )
     backend: str = ""  # "" is the backend of the target's profile
+    backend_options: Mapping[str, str] = field(default_factory=dict)  # as the backend defines them
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     samples: Samples | Path | None = None  # a path is opened for the inputs of the model
     preprocess: Preprocess | None = None
@@ -65,6 +66,8 @@ def choose_target(name: str, options: BuildOptions) -> Target:
         precision=options.precision,
         shapes=options.shapes,
         threads=max(options.threads, default=profile.cores),
+        options=options.backend_options,
+        preprocess=options.preprocess,
     )
 
 

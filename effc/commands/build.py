@@ -12,6 +12,7 @@ import click
 from effc.commands.options import (
     PATH,
     DurationType,
+    KeyValueType,
     ThreadsType,
     json_option,
     preprocess_option,
@@ -61,6 +62,13 @@ if TYPE_CHECKING:
     "--recipe", type=PATH, help="Do what an earlier build chose: its recipe.json, or its artifact."
 )
 @click.option("--backend", default="", help="Another backend than the target's own.")
+@click.option(
+    "--backend-option",
+    "backend_options",
+    type=KeyValueType(),
+    multiple=True,
+    help="An option of the backend, like labels=names.txt; again for each.",
+)
 @shape_option
 @click.option(
     "--samples",
@@ -105,6 +113,7 @@ if TYPE_CHECKING:
 def build(  # noqa: PLR0913
     ctx: click.Context, source: str, target: str, out: Path | None, precision: str, max_drop: float,
     keep_float: tuple[str, ...], quantize: str, recipe: Path | None, backend: str,
+    backend_options: tuple[tuple[str, str], ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...], samples: Path | None, preprocess: Preprocess | None,
     pipeline: str, passes: tuple[str, ...], skip: tuple[str, ...], budget: float,
     records: Path | None, seed: int,
@@ -127,6 +136,7 @@ def build(  # noqa: PLR0913
         quantize=tuple(filter(None, quantize.split(","))),
         recipe=recipe,
         backend=backend,
+        backend_options=dict(backend_options),
         shapes=dict(shapes),
         samples=samples,
         preprocess=preprocess,

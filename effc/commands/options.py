@@ -35,6 +35,20 @@ class ShapeType(click.ParamType):  # type: ignore[type-arg]  # generic only in n
         return name, shape
 
 
+class KeyValueType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
+    """`key=value` -> ("key", "value")."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.strip():
+            self.fail(f"{value!r} is not like key=value", param, ctx)
+        return key.strip(), text.strip()
+
+
 class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
     """`90`, `90s`, `5m`, `1h30m` -> seconds."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,22 +20,12 @@ from effc.backends.coreml.convert.call import (
     mil_name,
 )
 from effc.backends.coreml.convert.table import load_all
+from effc.backends.coreml.interface import Picture, Port
 from effc.core.errors import Problem, UnsupportedOpError
 from effc.core.ir import const, is_op, shape_of
 
+PROBABILITIES = "class_scores"
 _NO_OP = "cut the model there, or write it with other operators"
-
-
-@dataclass(frozen=True)
-class Port:
-    """One input or output: the IR's name, type and shape, and the name, type and shape in the package."""
-
-    name: str
-    dtype: str  # numpy's name, of the source
-    shape: tuple[int, ...]
-    mil: str
-    kind: str  # "fp32", "fp16", "int32"
-    mil_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -46,12 +36,21 @@ class Converted:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     ios: int
+    scores: str = ""  # the value that `classify` reads: a copy of an output, which is one itself
     facts: Mapping[str, int] = field(default_factory=dict)
 
 
-def convert(model: ir.Model, ios: int, target: str) -> Converted:
+def convert(
+    model: ir.Model,
+    ios: int,
+    target: str,
+    *,
+    picture: Picture | None = None,
+    scores: Callable[[Sequence[Port]], Port] | None = None,
+) -> Converted:
     """Lower `model` to a MIL program with the operators of iOS `ios` (16, 17, 18).
 
+    With `picture` its input is pixels; with `scores` the output that this chooses feeds a classifier, too.
     UnsupportedOpError lists every node that can't be lowered; a node behind one is not looked at twice.
     """
     import coremltools as ct
@@ -61,7 +60,11 @@ def convert(model: ir.Model, ios: int, target: str) -> Converted:
     problems = _interface_problems(model)
     if problems:
         raise UnsupportedOpError(target, problems)
-    ports = _ports([v for v in model.graph.inputs if v.name not in model.graph.initializers])
+    ports = _ports(_fed(model))
+    if picture is not None:
+        ports = [_pictured(ports[0], picture)]
+    outs = _ports(model.graph.outputs, taken={p.mil for p in ports})
+    chosen = None if scores is None else scores(outs)
     placeholders = {
         p.mil: mb.placeholder(shape=p.mil_shape, dtype=_mil_type(p.kind)) for p in ports
     }
@@ -72,18 +75,20 @@ def convert(model: ir.Model, ios: int, target: str) -> Converted:
         walk = _Walk()
         scope.run = walk.graph
         for value, port in zip(_fed(model), ports, strict=True):
-            scope.vars[value] = _received(mb, function.inputs[port.mil], value)
+            scope.vars[value] = _received(mb, function.inputs[port.mil], value, port)
         walk.nodes(scope, model.graph)
         if walk.problems:
             raise UnsupportedOpError(target, walk.problems)
-        outs = _ports(model.graph.outputs, taken={p.mil for p in ports})
         results = [
             _sent(scope, value, port) for value, port in zip(model.graph.outputs, outs, strict=True)
         ]
+        if chosen is not None:
+            results.append(_probabilities(mb, results[outs.index(chosen)]))
         function.set_outputs(results)
     program = Program()
     program.add_function("main", function)
-    return Converted(program, tuple(ports), tuple(outs), ios, facts)
+    copied = "" if chosen is None else PROBABILITIES
+    return Converted(program, tuple(ports), tuple(outs), ios, copied, facts)
 
 
 class _Walk:
@@ -216,8 +221,31 @@ def _readable(name: str) -> str:
     return f"_{text}" if text[0].isdigit() else text
 
 
-def _received(mb: Any, var: Var, value: ir.Value) -> Var:
+def _pictured(port: Port, picture: Picture) -> Port:
+    shape = port.shape
+    if picture.layout == "NHWC":
+        shape = (shape[0], shape[3], shape[1], shape[2])
+    return replace(port, mil_shape=shape, image=picture)
+
+
+def _probabilities(mb: Any, scores: Var) -> Var:
+    """A copy for the classifier, which takes its input out of the outputs."""
+    flat = mb.reshape(x=scores, shape=np.array([1, -1], np.int32))
+    return mb.cast(x=flat, dtype="fp32", name=PROBABILITIES) if kind_of(flat) != "fp32" else (
+        mb.identity(x=flat, name=PROBABILITIES)
+    )
+
+
+def _received(mb: Any, var: Var, value: ir.Value, port: Port) -> Var:
     shape = shape_of(value)
+    if port.image is not None:
+        number, place = (np.float16 if port.kind == "fp16" else np.float32), (1, -1, 1, 1)
+        var = mb.mul(x=var, y=np.array(port.image.factor, number).reshape(place))
+        if any(port.image.offset):
+            var = mb.add(x=var, y=np.array(port.image.offset, number).reshape(place))
+        if port.image.layout == "NHWC":
+            var = mb.transpose(x=var, perm=[0, 2, 3, 1])
+        return var
     if shape == ():
         var = mb.squeeze(x=var, axes=[0])
     if value.dtype == ir.DataType.BOOL:
