@@ -9,6 +9,7 @@ import onnx_ir as ir
 from effc.core.check_graph import Scope
 from effc.core.check_ops import check_op, quoted, where
 from effc.core.errors import FrontendError
+from effc.core.qoperators import VENDOR_DOMAIN, VENDOR_QOPERATORS
 from effc.core.schema import OpSchema, element_type, opset_range, schema_of, why_no_schema
 
 
@@ -38,12 +39,14 @@ def check_node(
         return
     domain = "" if node.domain == "ai.onnx" else node.domain
     if opset_range(domain) is None:
-        if domain in domains:
+        if domain in domains or (domain == VENDOR_DOMAIN and node.op_type in VENDOR_QOPERATORS):
             return
         raise FrontendError(
             f"{where(node)}{scope.place} is of the custom domain {quoted(domain)}, whose meaning "
             "ONNX doesn't define",
-            hint="export with standard operators (no onnxruntime or vendor fusions), or give the "
+            hint="quantize again with quant_format=QuantFormat.QDQ"
+            if domain == VENDOR_DOMAIN and node.op_type.startswith(("Q", "DynamicQ"))
+            else "export with standard operators (no onnxruntime or vendor fusions), or give the "
             "model the function that defines it",
         )
     opset = scope.opsets.get(domain)

@@ -41,12 +41,13 @@ PASSES = Registry(
         "migrate-difficulty": "effc.passes.quantize.migrate_difficulty:MigrateDifficulty",
         "correct-bias": "effc.passes.quantize.correct_bias:CorrectBias",
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
+        "lower-qoperators": "effc.passes.quantize.lower_qoperators:LowerQoperators",
         "integerize": "effc.passes.quantize.integerize:Integerize",
     },
 )
 
 CANONICALIZE = (
-    "lift-constants,convert-opset,lower-sequences,fold-shapes,remove-identity,simplify-layout-ops,"
+    "lift-constants,convert-opset,lower-qoperators,lower-sequences,fold-shapes,remove-identity,simplify-layout-ops,"
     "fold-constants,eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
 # what is recognized first can't be torn apart by folding its constants into a neighbour; attention
