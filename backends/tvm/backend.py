@@ -97,7 +97,7 @@ class TvmBackend(Backend["Program"]):
     def legalize(self, target: Target) -> str:
         from effc.backends.tvm.pipeline import cpu
 
-        return cpu()
+        return cpu(x86=_isa(target).triple.startswith(("x86_64", "amd64")))
 
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         try:
