@@ -55,12 +55,23 @@ class StoredSamples(LabelledSamples, Protocol):
 
 
 class SyntheticSamples:
-    """Made-up inputs: standard normal floats, integers in -4..4 (0..4 unsigned), coin-flip booleans."""
+    """Made-up inputs: standard normal floats, integers in -4..4 (0..4 unsigned), coin-flip booleans.
+
+    With `preprocess` the only input gets pictures of random pixels, prepared as pictures are.
+    """
 
     synthetic = True
 
-    def __init__(self, inputs: Sequence[TensorSpec], *, count: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        *,
+        count: int,
+        seed: int = 0,
+        preprocess: Preprocess | None = None,
+    ) -> None:
         self.inputs = tuple(inputs)
+        self.preprocess = preprocess if _takes_picture(self.inputs, preprocess) else None
         self.count = count
         self.seed = seed
 
@@ -70,7 +81,10 @@ class SyntheticSamples:
     def __iter__(self) -> Iterator[Feeds]:
         rng = np.random.default_rng(self.seed)
         for _ in range(self.count):
-            yield {spec.name: _random(rng, spec) for spec in self.inputs}
+            if self.preprocess is not None:
+                yield {self.inputs[0].name: _picture(rng, self.inputs[0], self.preprocess)}
+            else:
+                yield {spec.name: _random(rng, spec) for spec in self.inputs}
 
     def labelled(self) -> Iterator[tuple[Feeds, int | None]]:
         """Made-up inputs have no labels."""
@@ -78,7 +92,7 @@ class SyntheticSamples:
 
     @property
     def fingerprint(self) -> str:
-        return f"synthetic:{self.count}:{self.seed}:{fingerprint(self.inputs, None)}"
+        return f"synthetic:{self.count}:{self.seed}:{fingerprint(self.inputs, self.preprocess)}"
 
 
 class FirstSamples:
@@ -208,3 +222,19 @@ def _random(rng: np.random.Generator, spec: TensorSpec) -> Array:
         low = max(int(np.iinfo(dtype).min), -4)
         return rng.integers(low, 4, spec.shape, endpoint=True).astype(dtype)
     return rng.standard_normal(spec.shape).astype(dtype)
+
+
+def _takes_picture(inputs: Sequence[TensorSpec], preprocess: Preprocess | None) -> bool:
+    if preprocess is None or len(inputs) != 1 or not inputs[0].dtype.startswith("float"):
+        return False
+    try:
+        preprocess.geometry(inputs[0].shape)
+    except ConfigError:
+        return False
+    return True
+
+
+def _picture(rng: np.random.Generator, spec: TensorSpec, preprocess: Preprocess) -> Array:
+    _, channels, height, width = preprocess.geometry(spec.shape)
+    rows = rng.integers(0, 255, (height, width, channels), endpoint=True).astype(np.uint8)
+    return preprocess.pixels(rows, spec.shape, spec.dtype)

@@ -58,7 +58,9 @@ def bench(
     machine = this_machine()
     rows: list[BenchRow] = []
     profiles: dict[str, tuple[LayerTime, ...]] = {}
-    feeds = [next(iter(SyntheticSamples(s.inputs, count=1))) for s in subjects]
+    feeds = [
+        next(iter(SyntheticSamples(s.inputs, count=1, preprocess=s.preprocess))) for s in subjects
+    ]
     for at, count in enumerate(threads):
         with contextlib.ExitStack() as stack:
             runners = [stack.enter_context(s.runner(count)) for s in subjects]

@@ -228,10 +228,12 @@ def _described(preprocess: Preprocess | None) -> dict[str, Any] | None:
 def open_calibration(source: Source, options: BuildOptions) -> Samples:
     """The user's samples, or made-up ones, which say so."""
     inputs = static_specs(source.model.graph.inputs)
+    preprocess = options.preprocess or _wanted_preprocess(source)
     if isinstance(options.samples, Path):
-        preprocess = options.preprocess or _wanted_preprocess(source)
         return open_samples(options.samples, inputs, preprocess)
-    return options.samples or SyntheticSamples(inputs, count=GOLDENS, seed=options.seed)
+    return options.samples or SyntheticSamples(
+        inputs, count=GOLDENS, seed=options.seed, preprocess=preprocess
+    )
 
 
 def _instruments(options: BuildOptions, feeds: Sequence[Feeds]) -> list[Instrument]:

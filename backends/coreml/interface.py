@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from effc.backends.coreml.options import Options
 from effc.core.errors import ConfigError
 from effc.core.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -77,20 +80,31 @@ class Picture:
             "resize": self.resize,
         }  # fmt: skip
 
-    def pixels(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The pixels [1, C, H, W] that the package turns into these `values` (of the model's layout).
+    def image(self, values: npt.NDArray[Any]) -> Image:
+        """The picture that the package turns into these `values` [1, ...] of the model's layout.
 
-        Where the values were made from a picture they are whole numbers, up to rounding, and are made so.
+        ConfigError where the values are not those of a picture: of pixels that are whole and in 0..255.
         """
+        from PIL import Image as images
+
         x = values.astype(np.float64)
-        if self.layout == "NHWC":
-            x = x.transpose(0, 3, 1, 2)
-        place = (1, -1, 1, 1)
-        pixels = (x - np.reshape(self.offset, place)) / np.reshape(self.factor, place)
-        whole = np.rint(pixels)
-        if np.all(np.abs(pixels - whole) < 1e-2):
-            pixels = whole
-        return pixels.astype(np.float32)
+        if self.layout == "NCHW":
+            x = x.transpose(0, 2, 3, 1)
+        pixels = (x[0] - self.offset) / self.factor
+        whole = np.clip(np.rint(pixels), 0, 255)
+        # float16 inputs have lost a little
+        slack = 0.25 if values.dtype == np.float16 else 1e-2
+        if not np.all(np.abs(pixels - whole) < slack):
+            raise ConfigError(
+                "the package takes pictures, and these numbers are not those of one",
+                hint="give pictures, or build with --backend-option input=tensor",
+            )
+        rows = whole.astype(np.uint8)
+        if rows.shape[2] == 1:
+            return images.fromarray(rows[:, :, 0])
+        if self.color == "BGR":  # of a picture Core ML itself brings the channels into order
+            rows = rows[:, :, ::-1]
+        return images.fromarray(np.ascontiguousarray(rows))
 
 
 def picture_of(

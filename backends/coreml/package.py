@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,7 +40,8 @@ def write_package(
     converted: Converted, options: Options, path: Path, about: Mapping[str, str]
 ) -> list[Path]:
     """Write the package `path` (a folder); `about` are facts for its metadata. Returns its files."""
-    with quiet():
+    # coremltools leaves a package of its own in the temporary folder otherwise
+    with quiet(), tempfile.TemporaryDirectory(prefix="effc-") as folder:
         import coremltools as ct
 
         model = ct.convert(
@@ -50,6 +52,7 @@ def write_package(
             # the types of the program are those of the IR, where passes decided on them
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
+            package_dir=str(Path(folder) / path.name),
             inputs=_inputs(ct, converted),
             classifier_config=ct.ClassifierConfig(
                 list(options.labels), predicted_probabilities_output=converted.scores
@@ -110,6 +113,7 @@ def normalize(path: Path) -> None:
         if key in user:
             del user[key]
     spec_path.write_bytes(spec.SerializeToString(deterministic=True))
+    spec_path.chmod(0o644)  # coremltools writes it for its user alone
     manifest_path = path / "Manifest.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     entries, root = manifest["itemInfoEntries"], manifest["rootModelIdentifier"]

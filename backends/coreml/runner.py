@@ -51,10 +51,10 @@ def ports_of(artifact: Artifact) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     return inputs, outputs
 
 
-def packed(port: Port, array: Array) -> Array:
-    """A tensor of the source as the package takes it: int32 for wider integers, pixels for a picture."""
+def packed(port: Port, array: Array) -> Any:
+    """A tensor of the source as the package takes it: int32 for wider integers, Pillow's image for a picture."""
     if port.image is not None:
-        return port.image.pixels(array)
+        return port.image.image(array)
     if port.kind == "int32":
         wide = np.minimum(array, np.iinfo(np.int64).max) if array.dtype == np.uint64 else array
         return saturate(wide).reshape(port.mil_shape)
@@ -108,7 +108,7 @@ class PackageRunner(Runner):
         self.inputs, self.outputs = ports_of(artifact)
         self.device = device
 
-    def predict(self, feeds: dict[str, Array]) -> dict[str, Any]:
+    def predict(self, feeds: dict[str, Any]) -> dict[str, Any]:
         raise NotImplementedError
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
@@ -160,7 +160,7 @@ class InterpreterRunner(PackageRunner):
             self._interpreter = module.Interpreter(self.package)
         return self
 
-    def predict(self, feeds: dict[str, Array]) -> dict[str, Any]:
+    def predict(self, feeds: dict[str, Any]) -> dict[str, Any]:
         return dict(self._interpreter.predict(feeds))
 
 
@@ -186,25 +186,9 @@ class MacRunner(PackageRunner):
         )
         return self
 
-    def predict(self, feeds: dict[str, Array]) -> dict[str, Any]:
-        given: dict[str, Any] = dict(feeds)
-        for port in self.inputs:
-            if port.image is not None:
-                given[port.mil] = picture(given[port.mil], port.image.color)
-        return dict(self._model.predict(given))
+    def predict(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        return dict(self._model.predict(feeds))
 
     def compiled(self) -> str:
         """The path of the compiled model, for MLComputePlan."""
         return str(self._model.get_compiled_model_path())
-
-
-def picture(pixels: Array, color: str) -> Any:
-    """[1, C, H, W] pixels as Pillow's image, which Core ML takes; in the order of `color`."""
-    from PIL import Image
-
-    rows = np.clip(np.rint(pixels[0]), 0, 255).astype(np.uint8)
-    if len(rows) == 1:
-        return Image.fromarray(rows[0], "L")
-    if color == "BGR":  # Core ML brings the picture's channels into the order of its input
-        rows = rows[::-1]
-    return Image.fromarray(np.ascontiguousarray(rows.transpose(1, 2, 0)), "RGB")

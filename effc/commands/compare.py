@@ -51,7 +51,7 @@ def compare(
             known = choose_preprocess(one, preprocess) or two.preprocess
             inputs = FirstSamples(open_samples(samples, one.inputs, known), count)
         else:
-            inputs = SyntheticSamples(one.inputs, count=count, seed=seed)
+            inputs = SyntheticSamples(one.inputs, count=count, seed=seed, preprocess=one.preprocess)
         progress = stack.enter_context(progress_on_stderr("compare"))
         result = compare_two(
             one,

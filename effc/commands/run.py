@@ -54,7 +54,7 @@ def run(
         samples = (
             open_samples(given, subject.inputs, choose_preprocess(subject, preprocess))
             if given is not None
-            else SyntheticSamples(subject.inputs, count=1)
+            else SyntheticSamples(subject.inputs, count=1, preprocess=subject.preprocess)
         )
         runner = stack.enter_context(subject.runner(threads))
         kept: list[dict[str, Array]] | None = [] if out is not None else None
