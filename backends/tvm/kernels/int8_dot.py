@@ -61,7 +61,7 @@ def arrange(quads: npt.NDArray[Any], isa: Isa) -> npt.NDArray[Any]:
 def ramp(at: Expr, lanes: int) -> Expr:
     """The index of `lanes` elements from `at` on."""
     first = tirx.const(at, "int32") if isinstance(at, int) else at
-    return tirx.Ramp(first, tirx.const(1, "int32"), lanes)
+    return first if lanes == 1 else tirx.Ramp(first, tirx.const(1, "int32"), lanes)
 
 
 def read(buffer: Any, at: Expr, lanes: int) -> Expr:

@@ -118,7 +118,8 @@ class IntegerEmission(Emission):
         width, lanes, channels = d.input.shape[-1], d.lanes, d.input.shape[1]
 
         def pixels(at: Expr, to: Expr, number: int) -> Stmt:
-            kind, byte = f"int32x{number}", f"uint8x{number}"
+            vector = f"x{number}" if number > 1 else ""
+            kind, byte = f"int32{vector}", f"uint8{vector}"
             word: Expr = None
             for c in range(channels):
                 plane = tirx.reinterpret(byte, read(self.planes, at + c * area, number))
@@ -144,9 +145,7 @@ class IntegerEmission(Emission):
             while left:
                 number = 1 << (left.bit_length() - 1)
                 begin = rest - left
-                stmts.append(
-                    pixels(at + begin, to + QUAD * begin, max(number, 2) if rest > 1 else 1)
-                )
+                stmts.append(pixels(at + begin, to + QUAD * begin, number))
                 left -= number
         return tir.seq(*stmts)
 

@@ -51,7 +51,8 @@ def _guarded(array: np.ndarray) -> np.ndarray:
 def call(kernel: Kernel, function: Any, arrays: Sequence[np.ndarray], splits: int) -> np.ndarray:
     """Run `tasks` in `splits` parts, last first; returns the physical output."""
     out = kernel.params[0]
-    buffers = [_guarded(np.full(out.elements, np.nan, out.dtype))]
+    unset = np.nan if np.dtype(out.dtype).kind == "f" else 0x55
+    buffers = [_guarded(np.full(out.elements, unset, out.dtype))]
     for tensor, array in zip(kernel.params[1:], arrays, strict=True):
         assert array.size == tensor.elements, (tensor, array.shape)
         buffers.append(_guarded(array))
