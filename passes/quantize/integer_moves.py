@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.ir import attr, const, is_op, replaceable, sole_use
+from effc.core.ir import attr, const, is_op, replaceable, shape_of, sole_producer, sole_use
 from effc.core.quant import QuantParams, quant_params
 from effc.core.rewrite import bypass
-from effc.passes.fuse.rewriting import graph_of, result_name, set_input
+from effc.passes.fuse.expressions import bounds
+from effc.passes.fuse.rewriting import graph_of, result_name, set_input, substitute
 from effc.passes.quantize.integer_form import Maker, tensor8, usable
 
 MOVES = frozenset(
@@ -151,7 +152,9 @@ class QuantizeEarlier:
             return None
         if sole_use(moved_value) is None or len(move.outputs) > 1:
             return None
-        if any(move.inputs[k] is None or const(move.inputs[k]) is not None for k in data):
+        if any(move.inputs[k] is None for k in data):
+            return None
+        if all(const(move.inputs[k]) is not None for k in data):
             return None
         _set_pad_value(move, params, self.maker)
         graph, made = graph_of(node), []
@@ -181,6 +184,72 @@ class QuantizeEarlier:
             bypass(node, moved_value)
             moved_value.name = name
         return (*made, *again)
+
+
+@dataclass
+class ClampEarlier:
+    """Q(clamp(move(x))) -> Q(move(clamp(x))), so that the clamp stands behind what makes x."""
+
+    roots: ClassVar[frozenset[str]] = frozenset({"QuantizeLinear"})
+
+    def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
+        clamp = sole_producer(node.inputs[0], "Relu", "Clip")
+        found = bounds(clamp) if clamp is not None else None
+        if clamp is None or found is None or quant_params(node) is None:
+            return None
+        value, low, high = found
+        move = sole_producer(value, *MOVES)
+        data = moved(move)
+        if move is None or not data or len(move.outputs) > 1:
+            return None
+        if _pads_with_a_value(move) and not low <= _pad_value(move) <= high:
+            return None
+        if any(move.inputs[k] is None or const(move.inputs[k]) is not None for k in data):
+            return None
+        graph = graph_of(node)
+        for k in data:
+            x = move.inputs[k]
+            assert x is not None
+            name = f"{result_name(clamp)}/{k}"
+            early = ir.node(
+                clamp.op_type,
+                [x, *clamp.inputs[1:]],
+                {n: a.value for n, a in clamp.attributes.items()},
+                name=name,
+            )
+            graph.insert_before(move, early)
+            out = early.outputs[0]
+            out.name, out.shape, out.type = name, x.shape, x.type
+            move.replace_input_with(k, out)
+        bypass(clamp, value)
+        return (node,)
+
+
+@dataclass
+class KeepReduced:
+    """ReduceMean without the reduced axes -> Squeeze of one with them, of a quantized tensor."""
+
+    maker: Maker
+    roots: ClassVar[frozenset[str]] = frozenset({"ReduceMean"})
+
+    def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
+        axes = const(node.inputs[1]) if len(node.inputs) > 1 else None
+        shape = shape_of(node.inputs[0])
+        if attr(node, "keepdims", 1) or axes is None or shape is None or not axes.size:
+            return None
+        if tensor8(node.inputs[0]) is None:
+            return None
+        kept = {int(a) % len(shape) for a in axes}
+        mean = ir.node("ReduceMean", list(node.inputs), {"keepdims": 1}, name=node.name)
+        out = mean.outputs[0]
+        out.name, out.type = f"{node.outputs[0].name}/kept", node.outputs[0].type
+        out.shape = ir.Shape([1 if i in kept else d for i, d in enumerate(shape)])
+        held = self.maker.constant(node, "axes", np.array(sorted(kept), np.int64))
+        squeeze = ir.node("Squeeze", [out, held], name=f"{result_name(node)}/squeezed")
+        graph_of(node).insert_before(node, mean)
+        again = list(node.outputs[0].consumers())
+        substitute(node, squeeze)
+        return (*again, squeeze)
 
 
 def _existing(value: ir.Value, params: QuantParams) -> ir.Node | None:

@@ -24,7 +24,13 @@ from effc.passes.quantize.integer_elementwise import (
     sum_of,
 )
 from effc.passes.quantize.integer_form import Maker, Target8, put, target8, tensor8
-from effc.passes.quantize.integer_moves import DequantizeLater, QuantizeEarlier, QuantizeOnce
+from effc.passes.quantize.integer_moves import (
+    ClampEarlier,
+    DequantizeLater,
+    KeepReduced,
+    QuantizeEarlier,
+    QuantizeOnce,
+)
 from effc.passes.quantize.integer_products import RealProducts, product_of
 from effc.passes.quantize.integer_types import retype
 
@@ -87,7 +93,13 @@ class Integerize(Pass):
         count = 0
         for graph in list(graphs(model)):
             maker = Maker(self.rounding)
-            moves = (QuantizeOnce(maker), DequantizeLater(maker), QuantizeEarlier(maker))
+            moves = (
+                KeepReduced(maker),
+                QuantizeOnce(maker),
+                DequantizeLater(maker),
+                QuantizeEarlier(maker),
+                ClampEarlier(),
+            )
             count += apply(graph, moves)
             if self.activations != "keep":
                 count += retype(graph, self.activations, maker)
