@@ -16,6 +16,7 @@ from effc.core.passinfra import Pipeline
 from effc.core.preprocess import Preprocess
 from effc.core.profiles import load_profile
 from effc.core.target import Target
+from effc.precision.recipe import load_recipe
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w4a8", "auto")
 
@@ -61,9 +62,10 @@ def choose_target(name: str, options: BuildOptions) -> Target:
             hint="auto mixes int8 and float within --max-drop",
         )
     profile = load_profile(name)
+    recipe = load_recipe(options.recipe) if options.recipe is not None else None
     return Target(
         profile,
-        precision=options.precision,
+        precision=recipe.precision if recipe is not None else options.precision,
         shapes=options.shapes,
         threads=max(options.threads, default=profile.cores),
         options=options.backend_options,

@@ -221,8 +221,9 @@ def _weight_range(name: str, real: Array, stored: Array | None, params: QuantPar
     low, high = grid(params)
     axis = 0 if params.per_tensor else params.axis % w.ndim
     rows = np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
-    deviation = np.maximum(rows.std(1), 1e-30)
-    peaks = np.abs(rows).max(1) / deviation
+    # by the median, which the outlier itself does not move
+    deviation = np.median(np.abs(rows), axis=1) / 0.6745
+    peaks = np.where(deviation > 0, np.abs(rows).max(1) / np.maximum(deviation, 1e-30), 1.0)
     bins = np.histogram(w, HISTOGRAM_BINS)
     return TensorRange(
         name, "weight", _db(float((w**2).sum()), float(error.sum())), float(w.min()), float(w.max()),

@@ -17,6 +17,7 @@ from effc.precision.score import Judge, Score
 from effc.precision.timing import NodeTimes
 
 PROBE_SAMPLES = 32  # of the noise of single groups
+SLOWER = 1.03
 
 Progress = Callable[[str, float], None]
 
@@ -36,6 +37,13 @@ class Group:
         if self.float_seconds is None or self.quantized_seconds is None:
             return None
         return self.float_seconds - self.quantized_seconds
+
+    @property
+    def slow(self) -> bool:
+        """Whether integers are slower here, beyond what repeated timing differs by."""
+        if self.float_seconds is None or self.quantized_seconds is None:
+            return False
+        return self.quantized_seconds > SLOWER * self.float_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +93,7 @@ def search(
     progress: Progress,
 ) -> list[Trial]:
     """Mixes in the order tried; the last is the chosen one. `max_drop` is in the judge's points."""
-    slow = [g for g in groups if g.gain is not None and g.gain <= 0]
+    slow = [g for g in groups if g.slow]
     rest = sorted(
         (g for g in groups if g not in slow),
         key=lambda g: g.score.noise / max(g.gain or 1.0, 1e-9),

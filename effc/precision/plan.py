@@ -22,6 +22,7 @@ from effc.core.target import Target
 from effc.passes.quantize.restore_float import RestoreFloat
 from effc.precision.blame import BlameRow, blame
 from effc.precision.contract import (
+    SLOWER,
     Group,
     Trial,
     constant_bytes,
@@ -33,7 +34,7 @@ from effc.precision.contract import (
 from effc.precision.recipe import Recipe, load_recipe
 from effc.precision.recovery import recover
 from effc.precision.score import Judge, Score
-from effc.precision.timing import NodeTimes, measure_nodes
+from effc.precision.timing import NodeTimes, measure_nodes, measure_whole
 
 Progress = Callable[[str, float], None]
 
@@ -148,7 +149,7 @@ def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> P
         mixing = part(bench.progress, 0.8, 0.98)
         trials = search(found.model, judge, groups, times, options.max_drop, mixing)
     else:
-        trials = [mix(found.model, judge, [g for g in groups if _slow(g, times)], times)]
+        trials = [mix(found.model, judge, [g for g in groups if g.slow], times)]
     chosen = trials[-1]
     rows = tuple(blame(found.model, groups, judge.feeds))
     text, made, records = found.text, found.model, found.records
@@ -159,13 +160,31 @@ def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> P
     clean = "eliminate-dead-code"  # the float weights, where nothing reads them any more
     records += bench.run(made, clean)[1]
     text = f"{text},{clean}"
+    notes = (*found.notes, *_notes(groups, chosen, auto, options.max_drop))
     everything = [*trials, _float_trial(model, judge, times)]
-    notes = (*found.notes, *_notes(groups, chosen, times, auto, options.max_drop))
-    return Planned(
-        made, passes.parse(text), records,
-        _recipe(bench, text, sha256, chosen.score, notes),
-        tuple(trials), tuple(pareto(everything)), rows,
-    )  # fmt: skip
+    learned = (tuple(trials), tuple(pareto(everything)), rows)
+    slower = _slower(model, made, bench, judge)
+    if slower:
+        recipe = _recipe(bench, "", sha256, everything[-1].score, (*notes, slower))
+        return Planned(model, Pipeline(), (), recipe, *learned)
+    recipe = _recipe(bench, text, sha256, chosen.score, notes)
+    return Planned(made, passes.parse(text), records, recipe, *learned)
+
+
+def _slower(model: ir.Model, made: ir.Model, bench: Workbench, judge: Judge) -> str:
+    """Why the quantized model can't ship, if it is slower than the float one on the device; else ""."""
+    if bench.device is None or not bench.options.measure:
+        return ""
+    bench.progress("time the whole", 0.98)
+    whole, quantized = measure_whole(
+        (model, made), bench.backend, bench.target, bench.device, judge.feeds[0]
+    )
+    if quantized <= SLOWER * whole:
+        return ""
+    return (
+        f"built in fp32: the quantized model takes {1e3 * quantized:.3g} ms here, "
+        f"the float one {1e3 * whole:.3g} ms"
+    )
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
@@ -178,14 +197,8 @@ def _trial(trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _slow(group: Group, times: NodeTimes | None) -> bool:
-    return times is not None and group.gain is not None and group.gain < 0
-
-
-def _notes(
-    groups: list[Group], chosen: Trial, times: NodeTimes | None, auto: bool, max_drop: float
-) -> list[str]:
-    slow = [n for g in groups if _slow(g, times) for n in g.names]
+def _notes(groups: list[Group], chosen: Trial, auto: bool, max_drop: float) -> list[str]:
+    slow = [n for g in groups if g.slow for n in g.names]
     dear = [n for n in chosen.kept if n not in slow]
     notes = []
     if slow:

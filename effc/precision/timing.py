@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +59,25 @@ def measure_nodes(
         with device.runner(built[0]) as one, device.runner(built[1]) as two:
             totals: list[Measurement] = interleaved([one, two], feeds, seconds=0.6)
             layers = [_fastest([r.layers(feeds, REPEATS) for _ in range(3)]) for r in (one, two)]
-    return _assign(set(names), layers[0], layers[1], [t.median or 0.0 for t in totals])
+    return assign(set(names), layers[0], layers[1], [t.median or 0.0 for t in totals])
+
+
+def measure_whole(
+    models: Sequence[ir.Model],
+    backend: Backend[Any],
+    target: Target,
+    device: Device,
+    feeds: Feeds,
+) -> list[float]:
+    """Median seconds of each model on one thread, timed in turn."""
+    with tempfile.TemporaryDirectory(prefix="effc-") as folder, contextlib.ExitStack() as stack:
+        runners = [
+            stack.enter_context(
+                device.runner(_build(model, Path(folder) / str(i), backend, target))
+            )
+            for i, model in enumerate(models)
+        ]
+        return [m.median or 0.0 for m in interleaved(runners, feeds, seconds=1.0)]
 
 
 def _build(model: ir.Model, folder: Path, backend: Backend[Any], target: Target) -> Artifact:
@@ -79,7 +98,7 @@ def _fastest(runs: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
     return [min(same, key=lambda x: x.seconds) for same in zip(*runs, strict=True)]
 
 
-def _assign(
+def assign(
     names: set[str],
     floats: Sequence[LayerTime],
     integers: Sequence[LayerTime],
