@@ -175,7 +175,10 @@ def depth_to_space(c: Call) -> Var:
 def space_to_depth(c: Call) -> Var:
     n, channels, h, w = c.shape()
     b = c.attr("blocksize")
+    first = c.text("mode", "DCR") == "DCR"  # of opset 28; before it there is no other
     shape, perm = (n, channels, h // b, b, w // b, b), (0, 3, 5, 1, 2, 4)
+    if not first:
+        perm = (0, 1, 3, 5, 2, 4)
     return transposed_to(c, c.x(), shape, perm)
 
 

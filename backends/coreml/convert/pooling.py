@@ -11,7 +11,7 @@ from effc.backends.coreml.convert.call import Call, Refusal, Var
 from effc.backends.coreml.convert.convolution import pads_of, spatial
 from effc.backends.coreml.convert.table import op
 
-MAX_WINDOW = 64  # elements of a dilated window, each of which becomes a slice
+MAX_WINDOW = 128  # elements of a dilated window, each of which becomes a slice
 
 
 class Window:

@@ -73,6 +73,13 @@ def _axes(c: Call) -> list[Axis]:
     if c.has(2) and c.need(2, "scales").size:
         for a, s in zip(chosen, c.need(2, "scales").reshape(-1), strict=True):
             scales[a] = float(s)
+            whole = (float(s) * shape[a]).is_integer()
+            if not whole and c.text("coordinate_transformation_mode") == "align_corners":
+                raise Refusal(
+                    f"align_corners with scale {float(s)} of {shape[a]} elements: runtimes disagree about "
+                    "where the last one lies",
+                    "give sizes instead of scales",
+                )
     else:
         for a in chosen:
             scales[a] = out[a] / shape[a]
