@@ -175,6 +175,7 @@ class Quantize(Pass):
                     out = quantize_constant(value, bias_params(x, found), users=[node])
                     kept[str(out.name)] = bias
         model.meta[FLOAT_WEIGHTS] = {**_known(model), **kept}
+        _drop_unread(graph)
         return len(placement.points) + len(placement.weights)
 
 
@@ -187,6 +188,13 @@ def _bias(node: ir.Node, chosen: Scheme) -> tuple[Array | None, QuantParams | No
     if chosen.bias != "int32" or bias is None or len(shape_of(value) or ()) != 1 or x is None:
         return None, None
     return bias, x
+
+
+def _drop_unread(graph: ir.Graph) -> None:
+    """Without this every quantized model would carry its float weights along."""
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del graph.initializers[name]
 
 
 def _known(model: ir.Model) -> Mapping[str, Any]:

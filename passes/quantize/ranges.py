@@ -4,7 +4,7 @@ min-max         the least and the greatest number
 moving-average  the same, averaged over the samples (momentum 0.1), as TensorFlow's fake quantization
 percentile      cut so that at most 0.01 % of the numbers are clipped at each end that has a tail
 mse             the range that quantizes with the least mean squared error
-entropy         the range that keeps the most information: least KL divergence (TensorRT's method, Migacz 2017)
+entropy         the range that keeps the most information: least KL divergence (Migacz 2017, for TensorRT)
 """
 
 from __future__ import annotations
