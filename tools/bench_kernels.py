@@ -4,6 +4,7 @@
     python tools/bench_kernels.py MODEL.onnx ...       the distinct Conv and Gemm layers of models
     --repeats N   rounds, in which the two take turns (default 15); the least is printed
     --only TEXT   rows whose label contains TEXT
+    --int8        integer kernels beside the fp32 ones and onnxruntime's integer ones (bench_int8.py)
 
 Every convolution is followed by Relu on both sides, and checked against onnxruntime's result.
 """
@@ -355,6 +356,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", default="")
+    parser.add_argument("--int8", action="store_true")
     args = parser.parse_args()
     isa = host_isa()
     path_of = {p.name: p for p in args.models}
@@ -365,6 +367,12 @@ def main() -> None:
         groups.append((path.name, Counter(layers(path))))
     for title, cases in groups:
         print(f"{title} ({isa.name}, one thread)")
+        if args.int8:
+            from bench_int8 import table
+
+            with tempfile.TemporaryDirectory() as folder:
+                table(cases, isa, args.only, args.repeats, Path(folder))
+            continue
         print(f"  {'layer':40s} {'n':>3s} {'us':>9s} {'GFLOP/s':>8s} {'ort us':>9s} {'ratio':>6s}")
         rows = []
         for case, count in cases.items():
@@ -394,4 +402,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import bench_kernels  # the copy of these classes that bench_int8 knows
+
+    bench_kernels.main()
