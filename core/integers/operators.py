@@ -79,7 +79,7 @@ def _finish(node: ir.Node, acc: Array, inputs: Inputs, channel_axis: int) -> Arr
         acc = acc + channels(bias.astype(np.int64))
     _fits(node, acc)
     z = inputs[4] if len(inputs) > 4 else None
-    to, rule = attr(node, "to"), attr(node, "rounding", "float32")
+    to, rule = _needed(node, "to"), attr(node, "rounding", "float32")
     if to == ir.DataType.FLOAT.value:
         return acc.astype(np.float32) * channels(m)  # type: ignore[no-any-return]
     m = channels(m)
@@ -91,10 +91,10 @@ def _finish(node: ir.Node, acc: Array, inputs: Inputs, channel_axis: int) -> Arr
     other = _centred(node, z, "z")
     if rule == "float32":
         real = acc.astype(np.float32) * m
-        real = real + other.astype(np.float32) * np.float32(attr(node, "z_multiplier"))
+        real = real + other.astype(np.float32) * np.float32(_needed(node, "z_multiplier"))
         total = rounded(real)
     elif rule == "fixed":
-        z_multiplier, z_shift = attr(node, "z_multiplier")
+        z_multiplier, z_shift = _needed(node, "z_multiplier")
         shift = m[1].astype(np.int64)
         total = acc * m[0] + ((other * z_multiplier) << (shift - z_shift))
         total = (total + ((np.int64(1) << shift) >> 1)) >> shift
@@ -106,11 +106,11 @@ def _finish(node: ir.Node, acc: Array, inputs: Inputs, channel_axis: int) -> Arr
 def _add(node: ir.Node, inputs: Inputs) -> Array:
     a = _centred(node, _given(inputs, 0), "a")
     b = _centred(node, _given(inputs, 1), "b")
-    by_a, by_b = attr(node, "a_multiplier"), attr(node, "b_multiplier")
+    by_a, by_b = _needed(node, "a_multiplier"), _needed(node, "b_multiplier")
     rule = attr(node, "rounding", "float32")
     if rule == "float32":
         real = a.astype(np.float32) * np.float32(by_a) + b.astype(np.float32) * np.float32(by_b)
-        if attr(node, "to") == ir.DataType.FLOAT.value:
+        if _needed(node, "to") == ir.DataType.FLOAT.value:
             return real
         total = rounded(real)
     elif rule == "fixed":
@@ -122,7 +122,7 @@ def _add(node: ir.Node, inputs: Inputs) -> Array:
     else:
         left = attr(node, "left_shift", 20)
         acc = twice_rounded(a << left, *by_a) + twice_rounded(b << left, *by_b)
-        total = twice_rounded(acc, *attr(node, "multiplier"))
+        total = twice_rounded(acc, *_needed(node, "multiplier"))
     return _stored(node, np.clip(total + _zero(node), *_bounds(node)))
 
 
@@ -134,7 +134,7 @@ def _mul(node: ir.Node, inputs: Inputs) -> Array:
 def _average_pool(node: ir.Node, inputs: Inputs) -> Array:
     x = _centred(node, _given(inputs, 0), "x")
     rank = x.ndim - 2
-    kernel = attr(node, "kernel_shape")
+    kernel = _needed(node, "kernel_shape")
     strides, pads = attr(node, "strides", (1,) * rank), attr(node, "pads", (0,) * 2 * rank)
     dilations = attr(node, "dilations", (1,) * rank)
     out, behind = [], []
@@ -188,7 +188,7 @@ def _pooled_ones(
 
 def _tflite_average(node: ir.Node, total: Array, count: Array) -> Array:
     """Of the stored values, halves away from zero; TensorFlow Lite wants equal parameters."""
-    multiplier, shift = attr(node, "multiplier")
+    multiplier, shift = _needed(node, "multiplier")
     if (multiplier, shift) != (1 << 30, 1) or _x_zero(node) != _zero(node):
         raise ValueError(f"{node.name}: rule tflite averages only where both parameters agree")
     mean = np.sign(total) * ((np.abs(total) + count // 2) // count)
@@ -207,9 +207,9 @@ def _averaged(node: ir.Node, total: Array, count: Any) -> Array:
     _fits(node, total)
     rule = attr(node, "rounding", "float32")
     if rule == "float32":
-        m = np.float32(attr(node, "multiplier")) / np.asarray(count).astype(np.float32)
+        m = np.float32(_needed(node, "multiplier")) / np.asarray(count).astype(np.float32)
     else:
-        fixed, shift = (np.int64(v) for v in attr(node, "multiplier"))
+        fixed, shift = (np.int64(v) for v in _needed(node, "multiplier"))
         count = np.asarray(count, np.int64)
         if rule == "fixed":
             m = np.stack(np.broadcast_arrays((fixed + count // 2) // count, shift))
@@ -225,7 +225,7 @@ def _requantize(node: ir.Node, inputs: Inputs) -> Array:
 
 def _requantized(node: ir.Node, acc: Array) -> Array:
     rule = attr(node, "rounding", "float32")
-    m = np.asarray(attr(node, "multiplier"), np.float32 if rule == "float32" else np.int64)
+    m = np.asarray(_needed(node, "multiplier"), np.float32 if rule == "float32" else np.int64)
     return _stored(node, requantize(acc, m, _zero(node), *_bounds(node), rule))
 
 
@@ -245,6 +245,13 @@ OPERATORS: dict[str, Callable[[ir.Node, Inputs], Array]] = {
     "Requantize": _requantize,
     "Lookup": _lookup,
 }
+
+
+def _needed(node: ir.Node, name: str) -> Any:
+    value = attr(node, name)
+    if value is None:
+        raise ValueError(f"attribute {name} is absent")
+    return value
 
 
 def _given(inputs: Inputs, k: int) -> Array:
@@ -268,7 +275,7 @@ def _zero(node: ir.Node) -> int:
 
 
 def _bounds(node: ir.Node) -> tuple[int, int]:
-    info = np.iinfo(_TYPES[attr(node, "to")])
+    info = np.iinfo(_TYPES[_needed(node, "to")])
     low, high = int(attr(node, "low", info.min)), int(attr(node, "high", info.max))
     if not info.min <= low <= high <= info.max:
         raise ValueError(f"{node.name}: [{low}, {high}] is no range of {info.dtype}")
@@ -276,7 +283,7 @@ def _bounds(node: ir.Node) -> tuple[int, int]:
 
 
 def _stored(node: ir.Node, q: Array) -> Array:
-    return q.astype(_TYPES[attr(node, "to")])
+    return q.astype(_TYPES[_needed(node, "to")])
 
 
 def _fits(node: ir.Node, acc: Array) -> None:
