@@ -35,11 +35,26 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """The quantizers allowed for one role of tensors."""
+    """The quantizers allowed for one role of tensors; `dtype` is what effc places."""
 
     dtype: ir.DataType
     symmetric: bool  # zero is stored as 0
     per_channel: bool = False
+    others: tuple[ir.DataType, ...] = ()  # types that the target also takes
+
+    @property
+    def dtypes(self) -> tuple[ir.DataType, ...]:
+        return (self.dtype, *self.others)
+
+
+class Law(enum.Enum):
+    """What only some targets insist on; the value says it."""
+
+    SHARED = "inputs and output of an operator that only moves elements have the same scale and zero point"
+    CLAMP = "no Q between a node and the Relu or Clip behind it"
+    RESIDUAL = "of a residual add only the branch that is no multiplication's result is quantized"
+    BOTH = "a multiplication has all its inputs quantized, or none but its weight"
+    INTERFACE = "inputs and outputs of the model are quantized"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +82,18 @@ class Scheme:
     # fused: the multiplication before an Add adds the other branch, which is quantized, to its sums;
     # identity: only such an Add is quantized; separate: every Add is an operator on two quantized tensors
     residual: Literal["fused", "identity", "separate"]
-    interface: bool = False  # the model's inputs and outputs are quantized too
     every_reader: bool = True  # a quantized tensor is stored as integers: float readers see those
     # FUNCTIONs of one tensor without Q/DQ between them are one table, like x * Sigmoid(x)
     composite: bool = False
     bias_add: bool = True  # an Add of a constant behind MatMul is its bias, and no Add of its own
-    fixed_sigmoid: bool = (
-        False  # outputs of Sigmoid and Softmax have scale 1/256 and the least zero point
-    )
+    laws: frozenset[Law] = frozenset()
+    # outputs of Sigmoid and Softmax have scale 1/256 and the least zero point, of Tanh 1/128 and 0
+    fixed_sigmoid: bool = False
+
+    @property
+    def interface(self) -> bool:
+        """Whether the model's inputs and outputs are quantized too."""
+        return Law.INTERFACE in self.laws
 
     def rule(self, node: ir.Node) -> OpRule | None:
         """The rule for `node`; None where it can't be quantized: `why_float` says why."""
@@ -222,10 +241,15 @@ def _table(
     )
 
 
-_UINT8 = TensorRule(ir.DataType.UINT8, symmetric=False)
+_UINT8 = TensorRule(ir.DataType.UINT8, symmetric=False, others=(ir.DataType.INT8,))
 _INT8 = TensorRule(ir.DataType.INT8, symmetric=False)
 _INT8_SYMMETRIC = TensorRule(ir.DataType.INT8, symmetric=True)
-_WEIGHT = TensorRule(ir.DataType.INT8, symmetric=True, per_channel=True)
+_WEIGHT = TensorRule(
+    ir.DataType.INT8,
+    symmetric=True,
+    per_channel=True,
+    others=(ir.DataType.INT4, ir.DataType.INT2),
+)
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
@@ -286,6 +310,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 bias="float",
                 residual="identity",
                 every_reader=False,
+                laws=frozenset({Law.SHARED, Law.CLAMP, Law.RESIDUAL, Law.BOTH}),
             ),
             Scheme(
                 "coreml",
@@ -303,6 +328,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 ),
                 bias="float",
                 residual="separate",
+                laws=frozenset({Law.SHARED}),
             ),
             Scheme(
                 "integer",
@@ -321,7 +347,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 ),
                 bias="int32",
                 residual="separate",
-                interface=True,
+                laws=frozenset({Law.SHARED, Law.INTERFACE}),
                 fixed_sigmoid=True,
             ),
         )

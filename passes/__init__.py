@@ -37,6 +37,7 @@ PASSES = Registry(
         "decompose-attention": "effc.passes.fuse.decompose_attention:DecomposeAttention",
         # quantize
         "quantize": "effc.passes.quantize.quantize:Quantize",
+        "lint-quantization": "effc.passes.quantize.lint_quantization:LintQuantization",
         "equalize-layers": "effc.passes.quantize.equalize_layers:EqualizeLayers",
         "migrate-difficulty": "effc.passes.quantize.migrate_difficulty:MigrateDifficulty",
         "correct-bias": "effc.passes.quantize.correct_bias:CorrectBias",
