@@ -106,7 +106,7 @@ class TorchModule(nn.Module):
 
         None lets the graph compute it again.
         """
-        key = _key(name)
+        key = f"={_key(name)}"  # apart from the parameter or buffer of that name
         if name in self.substitutes:
             del self._modules[key]
             del self.substitutes[name]

@@ -1,0 +1,103 @@
+"""Weights that are integers times a scale, whose rounding is learned.
+
+AdaRound: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from effc.core.quant import QuantParams, integer_range
+from effc.core.torch_module.quantization import spread
+
+# the stretched sigmoid reaches 0 and 1 with finite variables
+_LOW, _HIGH = -0.1, 1.1
+
+
+class LearnedRounding(nn.Module):
+    """`forward()` = scale * (clamp(floor(w / scale) + h + zero) - zero), h in 0..1 learned for each weight.
+
+    It starts as the weight itself, h = its fraction. `hard` rounds every h to 0 or 1. `limits` are the
+    least and the greatest integer, where those of the type are not all used.
+    """
+
+    def __init__(
+        self,
+        weight: npt.NDArray[Any],
+        params: QuantParams,
+        limits: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        real = torch.from_numpy(np.array(weight, np.float32))
+        scale = torch.from_numpy(np.array(params.scale, np.float32))
+        zero = torch.from_numpy(params.zero_point.astype(np.float32))
+        self.scale = spread(scale, real, params.axis, params.block)
+        self.zero = spread(zero, real, params.axis, params.block)
+        self.low, self.high = limits or integer_range(params.dtype)
+        ratio = real / torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
+        self.floor = torch.floor(ratio)
+        share = ((ratio - self.floor - _LOW) / (_HIGH - _LOW)).clamp(1e-4, 1 - 1e-4)
+        self.logits = nn.Parameter(torch.log(share / (1 - share)))
+        self.hard = False
+
+    def up(self) -> Tensor:
+        """How far up each weight is rounded, in 0..1."""
+        h = (torch.sigmoid(self.logits) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
+        return (h >= 0.5).to(h.dtype) if self.hard else h
+
+    def forward(self) -> Tensor:
+        q = (self.floor + self.up() + self.zero).clamp(self.low, self.high)
+        result: Tensor = (q - self.zero) * self.scale
+        return result
+
+    def undecided(self, power: float) -> Tensor:
+        """The regularizer: the mean of 1 - |2h - 1|^power, which is 0 where every h is 0 or 1."""
+        return (1 - (2 * self.up() - 1).abs().pow(power)).mean()
+
+    def integers(self) -> npt.NDArray[np.int32]:
+        """The rounded weights."""
+        with torch.no_grad():
+            up = (self.logits >= 0).to(self.floor.dtype)  # h >= 0.5
+            q = (self.floor + up + self.zero).clamp(self.low, self.high)
+        return q.to(torch.int32).numpy()
+
+
+class LearnedTensor(nn.Module):
+    """`forward()` = start + unit * a learned tensor that begins at 0: steps have the size of `unit`."""
+
+    def __init__(self, start: npt.NDArray[Any], unit: float) -> None:
+        super().__init__()
+        self.start = torch.from_numpy(np.array(start, np.float32))
+        self.unit = unit
+        self.change = nn.Parameter(torch.zeros_like(self.start))
+
+    def forward(self) -> Tensor:
+        return self.start + self.unit * self.change
+
+
+class LearnedScale(nn.Module):
+    """`forward()` = start * exp(a learned number): a scale stays positive."""
+
+    def __init__(self, start: npt.NDArray[Any]) -> None:
+        super().__init__()
+        self.start = torch.from_numpy(np.array(start, np.float32))
+        self.exponent = nn.Parameter(torch.zeros_like(self.start))
+
+    def forward(self) -> Tensor:
+        return self.start * torch.exp(self.exponent)
+
+
+class Fixed(nn.Module):
+    """`forward()` = a tensor."""
+
+    def __init__(self, tensor: npt.NDArray[Any]) -> None:
+        super().__init__()
+        self.tensor = torch.from_numpy(np.array(tensor))
+
+    def forward(self) -> Tensor:
+        return self.tensor
