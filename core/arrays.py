@@ -79,6 +79,14 @@ class ArraySamples:
     def __iter__(self) -> Iterator[Feeds]:
         return (feeds for feeds, _ in self.labelled())
 
+    def levels(self, name: str) -> Array | None:
+        """Every number that an input can hold, float32, where it is made of integers of 8 bits; else None."""
+        kind = self._columns[name].dtype
+        floating = np.dtype(next(s.dtype for s in self.inputs if s.name == name)).kind == "f"
+        if self.preprocess is None or not floating or kind not in (np.uint8, np.int8):
+            return None
+        return self.preprocess.reals(np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1))
+
     def labelled(self, only: Container[int] | None = None) -> Iterator[tuple[Feeds, int | None]]:
         """Every row (with `only`: those with these indices) as the model's inputs, with its label."""
         streams = {s.name: self._rows(self._columns[s.name]) for s in self.inputs}

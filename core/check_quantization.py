@@ -50,14 +50,15 @@ def _node(node: ir.Node, scheme: Scheme) -> Iterator[_Finding]:
         return
     if rule.kind is Kind.MULTIPLY:
         yield from _multiplication(node, scheme)
-    if rule.kind is Kind.MOVE and Law.SHARED in scheme.laws and not refusal(node):
-        yield from _shared(node, rule)
+    if node.op_type == "Concat":
+        if Law.JOINED in scheme.laws:
+            yield from _shared(node, rule, Law.JOINED)
+    elif rule.kind is Kind.MOVE and Law.SHARED in scheme.laws and not refusal(node):
+        yield from _shared(node, rule, Law.SHARED)
     if rule.kind is Kind.CLAMP and Law.CLAMP in scheme.laws:
         yield from _clamp(node, scheme)
     if node.op_type == "Add" and Law.RESIDUAL in scheme.laws:
         yield from _residual(node, scheme)
-    if node.op_type == "Concat" and rule.kind is not Kind.MOVE and Law.SHARED in scheme.laws:
-        yield from _shared(node, rule)
 
 
 def _pair(node: ir.Node, scheme: Scheme) -> Iterator[_Finding]:
@@ -151,14 +152,14 @@ def _multiplication(node: ir.Node, scheme: Scheme) -> Iterator[_Finding]:
             )
 
 
-def _shared(node: ir.Node, rule: OpRule) -> Iterator[_Finding]:
+def _shared(node: ir.Node, rule: OpRule, law: Law) -> Iterator[_Finding]:
     sources = [_source(node, i) for i in activation_inputs(node, rule)]
     sinks = [u.node for o in node.outputs for u in o.uses() if is_op(u.node, "QuantizeLinear")]
     if None in sources or not (sinks or len(sources) > 1):
         return
     found = [p for n in (*sources, *sinks) if (p := quant_params(n)) is not None]
     if any(not p.same(found[0]) for p in found[1:]):
-        yield f"rule: {Law.SHARED.value}", "give them one scale"
+        yield f"rule: {law.value}", "give them one scale"
 
 
 def _clamp(node: ir.Node, scheme: Scheme) -> Iterator[_Finding]:

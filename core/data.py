@@ -53,6 +53,10 @@ class StoredSamples(LabelledSamples, Protocol):
         """The feeds with their class index; with `only`, of the samples with these indices."""
         ...
 
+    def levels(self, name: str) -> Array | None:
+        """Every number that the input `name` can hold, float32, where they are known and few."""
+        ...
+
 
 class SyntheticSamples:
     """Made-up inputs: standard normal floats, integers in -4..4 (0..4 unsigned), coin-flip booleans.
@@ -181,6 +185,15 @@ def open_samples(
             f"samples {str(path)!r}: the slice picks none of {len(samples)} samples",
             hint="a slice is like [::5], [100:200] or [!::5]",
         )
+    return found
+
+
+def levels(samples: Samples | None, name: str) -> Array | None:
+    """Every number that the input `name` can hold, where `samples` are of stored 8-bit values; else None."""
+    while isinstance(samples, (FirstSamples, SlicedSamples)):
+        samples = samples.samples
+    known = getattr(samples, "levels", None)
+    found: Array | None = known(name) if known is not None else None
     return found
 
 

@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import numpy as np
+
 from effc.core.artifact import TensorSpec, sha256_file
 from effc.core.data import fingerprint
 from effc.core.errors import ConfigError
-from effc.core.measure import Feeds
+from effc.core.measure import Array, Feeds
 from effc.core.preprocess import Preprocess
 
 SUFFIXES = frozenset(
@@ -79,6 +81,10 @@ class _Pictures(ABC):
 
     def __iter__(self) -> Iterator[Feeds]:
         return (feeds for feeds, _ in self.labelled())
+
+    def levels(self, name: str) -> Array:
+        """Every number that an input can hold, float32: pictures have 256 levels a channel."""
+        return self.preprocess.reals(np.arange(256))
 
     def labelled(self, only: Container[int] | None = None) -> Iterator[tuple[Feeds, int | None]]:
         """The preprocessed pictures with their labels; with `only`, those with these indices."""

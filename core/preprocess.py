@@ -179,6 +179,12 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         y = (array.reshape(shape).astype(np.float32) / np.float32(self.scale) - mean) / std
         return _cast(y, dtype)
 
+    def reals(self, codes: Array) -> Array:
+        """The numbers that integers of 8 bits become: float32, for each mean and std, sorted, once each."""
+        mean, std = (np.array(v, np.float32).reshape(-1, 1) for v in (self.mean, self.std))
+        scaled = codes.astype(np.float32).reshape(1, -1) / np.float32(self.scale)
+        return np.unique((scaled - mean) / std)
+
     def _finish(self, image: Image, layout: str, c: int, h: int, w: int, dtype: str) -> Array:
         return self._values(np.asarray(self._resized(image, h, w)).reshape(h, w, c), layout, dtype)
 

@@ -50,6 +50,7 @@ class TensorRule:
 class Law(enum.Enum):
     """What only some targets insist on; the value says it."""
 
+    JOINED = "inputs of a Concat have the scale and zero point of its output"
     SHARED = "inputs and output of an operator that only moves elements have the same scale and zero point"
     CLAMP = "no Q between a node and the Relu or Clip behind it"
     RESIDUAL = "of a residual add only the branch that is no multiplication's result is quantized"
@@ -87,8 +88,6 @@ class Scheme:
     composite: bool = False
     bias_add: bool = True  # an Add of a constant behind MatMul is its bias, and no Add of its own
     laws: frozenset[Law] = frozenset()
-    # outputs of Sigmoid and Softmax have scale 1/256 and the least zero point, of Tanh 1/128 and 0
-    fixed_sigmoid: bool = False
 
     @property
     def interface(self) -> bool:
@@ -273,6 +272,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 bias="int32",
                 residual="fused",
                 composite=True,
+                laws=frozenset({Law.JOINED}),
             ),
             Scheme(
                 "ort",
@@ -310,7 +310,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 bias="float",
                 residual="identity",
                 every_reader=False,
-                laws=frozenset({Law.SHARED, Law.CLAMP, Law.RESIDUAL, Law.BOTH}),
+                laws=frozenset({Law.SHARED, Law.JOINED, Law.CLAMP, Law.RESIDUAL, Law.BOTH}),
             ),
             Scheme(
                 "coreml",
@@ -328,7 +328,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 ),
                 bias="float",
                 residual="separate",
-                laws=frozenset({Law.SHARED}),
+                laws=frozenset({Law.SHARED, Law.JOINED}),
             ),
             Scheme(
                 "integer",
@@ -347,8 +347,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 ),
                 bias="int32",
                 residual="separate",
-                laws=frozenset({Law.SHARED, Law.INTERFACE}),
-                fixed_sigmoid=True,
+                laws=frozenset({Law.SHARED, Law.JOINED, Law.INTERFACE}),
             ),
         )
     }

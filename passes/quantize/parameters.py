@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from effc.core.quant import QuantParams, integer_range, make_params
 from effc.core.schemes import TensorRule
+from effc.passes.quantize.placement import Join
 from effc.passes.quantize.ranges import Range
 
 Array = npt.NDArray[Any]
@@ -32,6 +34,51 @@ def activation_params(rule: TensorRule, found: Range) -> QuantParams:
     scale = np.float32(_usable((high - low) / (greatest - least)))
     zero = int(np.clip(round(least - low / float(scale)), least, greatest))
     return make_params(rule.dtype, scale, zero)
+
+
+def level_params(rule: TensorRule, levels: Array) -> QuantParams:
+    """Parameters for a tensor that holds only `levels`: the grid nearest to them, exact if there is one."""
+    if rule.symmetric:
+        return activation_params(rule, (float(levels.min()), float(levels.max())))
+    least, greatest = integer_range(rule.dtype)
+    span = max(float(levels.max()), 0.0) - min(float(levels.min()), 0.0)
+    best, lowest = activation_params(rule, (float(levels.min()), float(levels.max()))), np.inf
+    for share in 1 + np.arange(41) / 1000:
+        scale = np.float32(_usable(span * share / (greatest - least)))
+        middle = least - float(levels.min()) / float(scale)
+        for zero in {int(np.floor(middle)), int(np.ceil(middle))}:
+            tried = make_params(rule.dtype, scale, int(np.clip(zero, least, greatest)))
+            error = float(((tried.dequantize(tried.quantize(levels)) - levels) ** 2).sum())
+            if error < lowest * (1 - 1e-6):
+                best, lowest = tried, error
+    return best
+
+
+# a part that fills less of the whole's range would lose more than a bit by taking its scale
+JOIN_SHARE = 0.5
+
+
+def join(joins: Sequence[Join], ranges: Sequence[Range]) -> tuple[list[Range], list[Join]]:
+    """The ranges of the groups after Concats have joined them, and the joins that would cost too much.
+
+    Those keep their own scale, and get that of the Concat in front of it: a requantization.
+    """
+    parent = list(range(len(ranges)))
+    found = [(min(r[0], 0.0), max(r[1], 0.0)) for r in ranges]
+
+    def root(group: int) -> int:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for one in joins:
+        part, whole = root(one.part), root(one.whole)
+        own, other = found[part], found[whole]
+        if part != whole and (one.free or own[1] - own[0] >= JOIN_SHARE * (other[1] - other[0])):
+            parent[part] = whole
+            found[whole] = min(own[0], other[0]), max(own[1], other[1])
+    apart = [one for one in joins if root(one.part) != root(one.whole)]
+    return [found[root(g)] for g in range(len(ranges))], apart
 
 
 def _usable(scale: float) -> float:

@@ -8,14 +8,14 @@ another form a group with one scale.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from effc.core.ir import const, shape_of, sole_producer, sole_use
-from effc.core.schemes import Kind, OpRule, Scheme, activation_inputs, weight_axis
+from effc.core.schemes import Kind, Law, OpRule, Scheme, activation_inputs, weight_axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,20 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
+class Join:
+    """An input of a Concat, of the group `part`, that needs the scale of the group `whole` there.
+
+    Where nothing else has a say in the part's scale (`free`) it takes the other without loss.
+    """
+
+    node: ir.Node
+    value: ir.Value
+    part: int
+    whole: int
+    free: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """What to quantize in a graph.
 
@@ -57,6 +71,7 @@ class Placement:
     groups: tuple[tuple[ir.Value, ...], ...]
     weights: tuple[Weight, ...]
     constants: tuple[Constant, ...]
+    joins: tuple[Join, ...]
     quantized: tuple[ir.Node, ...]
 
 
@@ -234,11 +249,13 @@ class _Search:
             points.append(Point(value, readers, group_of[value]))
         for (value, group), users in self._constants(group_of).items():
             constants.append(Constant(value, tuple(users), group))
+        joins = self._joins(group_of, groups) if Law.JOINED in self.scheme.laws else ()
         return Placement(
             tuple(points),
             groups,
             _merged(self.weights),
             tuple(constants),
+            joins,
             tuple(reversed(self.active)),
         )
 
@@ -257,6 +274,23 @@ class _Search:
                 found.setdefault((value, group), []).append(user)
         return found
 
+    def _joins(
+        self, group_of: dict[ir.Value, int], groups: tuple[tuple[ir.Value, ...], ...]
+    ) -> tuple[Join, ...]:
+        sizes = Counter(group_of.values())
+        found = []
+        for node in reversed(self.active):
+            whole = group_of.get(node.outputs[0])
+            if node.op_type != "Concat" or whole is None:
+                continue
+            for value in dict.fromkeys(node.inputs):
+                part = group_of.get(value) if value is not None else None
+                if value is None or part is None or part == whole:
+                    continue
+                free = sizes[part] == 1 and sole_use(value) is node
+                found.append(Join(node, value, part, whole, free))
+        return tuple(found)
+
     def _groups(
         self, values: Iterable[ir.Value]
     ) -> tuple[dict[ir.Value, int], tuple[tuple[ir.Value, ...], ...]]:
@@ -272,12 +306,12 @@ class _Search:
             rule = self.scheme.rule(node)
             if rule is None or rule.kind is not Kind.MOVE:
                 continue
-            inputs = [node.inputs[i] for i in activation_inputs(node, rule)]
-            both = [v for v in (*inputs, *node.outputs) if v is not None and const(v) is None]
-            for v in both[1:]:
-                parent[root(v)] = root(both[0])
-            contained.update(v for v in inputs if v is not None and node.op_type == "Concat")
-            contained.update(o for o in node.outputs if node.op_type != "Concat")
+            if node.op_type == "Concat":
+                continue  # its inputs come from different places: see Join
+            for v in node.outputs:
+                if node.inputs[0] is not None:
+                    parent[root(v)] = root(node.inputs[0])
+            contained.update(node.outputs)
         members: dict[ir.Value, list[ir.Value]] = {}
         for v in values:
             members.setdefault(root(v), []).append(v)

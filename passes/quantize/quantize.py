@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.data import Samples, SyntheticSamples
+from effc.core.data import Samples, SyntheticSamples, levels
 from effc.core.errors import ConfigError, PassError
 from effc.core.ir import const, shape_of
 from effc.core.passinfra import Effect, Pass, PassContext
@@ -30,12 +30,14 @@ from effc.passes.quantize.calibrate import calibrate
 from effc.passes.quantize.parameters import (
     activation_params,
     bias_params,
+    join,
     least_weight_scale,
+    level_params,
     quantize_weight,
     weight_params,
 )
-from effc.passes.quantize.placement import Placement, place
-from effc.passes.quantize.ranges import choose_range, observer
+from effc.passes.quantize.placement import Join, Placement, place
+from effc.passes.quantize.ranges import Range, choose_range, observer
 
 # what the model was calibrated on, as JSON in the model's metadata
 CALIBRATION = "effc.calibration"
@@ -95,8 +97,8 @@ class Quantize(Pass):
         samples = ctx.samples or SyntheticSamples(
             static_specs(model.graph.inputs), count=16, seed=ctx.seed
         )
-        params = self._activations(model, placement, chosen, samples)
-        count = self._insert(model, placement, chosen, params)
+        params, apart = self._activations(model, placement, chosen, samples)
+        count = self._insert(model, placement, chosen, params, apart)
         model.metadata_props[CALIBRATION] = json.dumps(
             {
                 "samples": len(samples),
@@ -107,10 +109,10 @@ class Quantize(Pass):
         )
         return count
 
-    def _activations(
+    def _ranges(
         self, model: ir.Model, placement: Placement, chosen: Scheme, samples: Samples
-    ) -> list[QuantParams]:
-        """The parameters of every group."""
+    ) -> list[Range]:
+        """The range of every group."""
         seen = calibrate(model, placement.groups, samples, lambda: observer(self.calibrator))
         found = []
         for values, one in zip(placement.groups, seen, strict=True):
@@ -124,11 +126,29 @@ class Quantize(Pass):
             limits = [bounds(v) for v in values]
             low = max(low, min(b[0] for b in limits))
             high = min(high, max(b[1] for b in limits))
-            found.append(activation_params(chosen.activation, (low, high)))
+            found.append((low, high))
         return found
 
+    def _activations(
+        self, model: ir.Model, placement: Placement, chosen: Scheme, samples: Samples
+    ) -> tuple[list[QuantParams], list[Join]]:
+        """The parameters of every group, and the joins that need a requantization."""
+        ranges, apart = join(placement.joins, self._ranges(model, placement, chosen, samples))
+        params = [activation_params(chosen.activation, r) for r in ranges]
+        for value in model.graph.inputs:
+            group = next((p.group for p in placement.points if p.value is value), None)
+            known = levels(samples, str(value.name)) if group is not None else None
+            if group is not None and known is not None and placement.groups[group] == (value,):
+                params[group] = level_params(chosen.activation, known)
+        return params, apart
+
     def _insert(
-        self, model: ir.Model, placement: Placement, chosen: Scheme, params: list[QuantParams]
+        self,
+        model: ir.Model,
+        placement: Placement,
+        chosen: Scheme,
+        params: list[QuantParams],
+        apart: list[Join],
     ) -> int:
         graph = model.graph
         kept: dict[str, Array] = {}
@@ -141,11 +161,11 @@ class Quantize(Pass):
             out = quantize_constant(constant.value, new, users=list(constant.users))
             kept[str(out.name)] = array
         for point in placement.points:
-            insert_pair(
-                point.value,
-                params[point.group],
-                users=None if point.readers is None else list(point.readers),
-            )
+            readers = None if point.readers is None else list(point.readers)
+            out = insert_pair(point.value, params[point.group], users=readers)
+            for one in apart:
+                if one.value is point.value:
+                    insert_pair(out, params[one.whole], users=[one.node])
         for weight in placement.weights:
             array = const(weight.value)
             if array is None:
