@@ -37,6 +37,7 @@ from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.source import Source
 from effc.core.specs import static_specs
 from effc.core.verify import judge, quantized_outputs
+from effc.precision.bits import beside_integers
 from effc.precision.plan import Workbench, compress, part
 from effc.precision.recipe import RECIPE, save_recipe
 from effc.report.page import write_page
@@ -155,6 +156,7 @@ def build(
         if device is not None:
             progress("verify", 0.6)
             verdict = _verify(device, artifact, loaded, goldens, records)
+            verdict = beside_integers(verdict, model, device, artifact, goldens.feeds)
             artifact = _with(artifact, verdict=_noted(verdict, device))
             timed = options.measure and backend.times(device)
             if timed and artifact.manifest.verdict.status == "passed":

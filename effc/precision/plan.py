@@ -83,6 +83,12 @@ class Workbench:
     progress: Progress
 
     @property
+    def timed(self) -> bool:
+        """Whether nodes are timed: where there is a device whose times mean something."""
+        measured = self.options.measure and self.device is not None
+        return measured and self.backend.times(self.device)
+
+    @property
     def context(self) -> PassContext:
         return PassContext(self.target, self.samples, self.options.seed)
 
@@ -138,7 +144,7 @@ def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> P
     judge = Judge.record(model, bench.samples, JUDGED)
     found = recover(model, bench, judge, scheme)
     times = None
-    if bench.device is not None and options.measure:
+    if bench.device is not None and bench.timed:
         names = [str(n.name) for n in quantized_nodes(found.model)]
         bench.progress("time the nodes", 0.6)
         times = measure_nodes(
@@ -173,7 +179,7 @@ def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> P
 
 def _slower(model: ir.Model, made: ir.Model, bench: Workbench, judge: Judge) -> str:
     """Why the quantized model can't ship, if it is slower than the float one on the device; else ""."""
-    if bench.device is None or not bench.options.measure:
+    if bench.device is None or not bench.timed:
         return ""
     bench.progress("time the whole", 0.98)
     whole, quantized = measure_whole(
