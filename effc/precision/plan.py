@@ -85,8 +85,9 @@ class Workbench:
     @property
     def timed(self) -> bool:
         """Whether nodes are timed: where there is a device whose times mean something."""
-        measured = self.options.measure and self.device is not None
-        return measured and self.backend.times(self.device)
+        if self.device is None or not self.options.measure:
+            return False
+        return self.backend.times(self.device)
 
     @property
     def context(self) -> PassContext:
