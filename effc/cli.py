@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "effc.commands.run:run",
     "bench": "effc.commands.bench:bench",
     "eval": "effc.commands.evaluate:evaluate",
+    "finish": "effc.commands.finish:finish",
     "inspect": "effc.commands.inspect:inspect",
     "check": "effc.commands.check:check",
     "compare": "effc.commands.compare:compare",

@@ -55,6 +55,10 @@ class CoreMLBackend(Backend[Lowered]):
             return Availability(False, str(error), error.hint)
         return Availability(True)
 
+    def quantization(self, target: Target) -> str:
+        """MIL has quantize and dequantize since iOS 17."""
+        return "coreml" if options_of(target).ios >= 17 else ""
+
     def legalize(self, target: Target) -> str:
         return "decompose-attention"
 

@@ -145,7 +145,8 @@ def scores_port(outputs: Sequence[Port], options: Options) -> Port:
         return fitting[0]
     if fitting:
         raise ConfigError(
-            f"{len(fitting)} outputs have {count} classes", hint="name one: --backend-option scores=NAME"
+            f"{len(fitting)} outputs have {count} classes",
+            hint="name one: --backend-option scores=NAME",
         )
     have = ", ".join(f"{p.name} {list(p.shape)}" for p in (scores or outputs))
     raise ConfigError(

@@ -81,9 +81,7 @@ def _inputs(ct: Any, converted: Converted) -> list[Any] | None:
     ]
 
 
-def _describe(
-    model: Any, converted: Converted, options: Options, about: Mapping[str, str]
-) -> None:
+def _describe(model: Any, converted: Converted, options: Options, about: Mapping[str, str]) -> None:
     fields = {"author": "author", "license": "license", "version": "version",
               "description": "short_description"}  # fmt: skip
     for key, name in fields.items():
@@ -122,7 +120,9 @@ def normalize(path: Path) -> None:
         names[old]: entry for old, entry in sorted(entries.items(), key=lambda e: e[1]["path"])
     }
     manifest["rootModelIdentifier"] = names[root]
-    manifest_path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    manifest_path.write_text(
+        json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def _identifier(text: str) -> str:

@@ -38,7 +38,9 @@ def package_of(artifact: Artifact) -> Path:
     """The folder of the artifact's package."""
     name = artifact.manifest.details.get("package", "")
     if not name or not (artifact.path / str(name)).is_dir():
-        raise ConfigError(f"artifact {str(artifact.path)!r} holds no .mlpackage", hint="build it again")
+        raise ConfigError(
+            f"artifact {str(artifact.path)!r} holds no .mlpackage", hint="build it again"
+        )
     return artifact.path / str(name)
 
 
@@ -46,7 +48,8 @@ def ports_of(artifact: Artifact) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """The interface, from the manifest."""
     details = artifact.manifest.details.get("interface", {})
     inputs, outputs = (
-        tuple(Port.from_description(d) for d in details.get(role, ())) for role in ("inputs", "outputs")
+        tuple(Port.from_description(d) for d in details.get(role, ()))
+        for role in ("inputs", "outputs")
     )
     return inputs, outputs
 

@@ -20,7 +20,9 @@ def usage(
         rows.append(f"| output | `classLabel` | one of {len(options.labels)} names | |")
         rows.append("| output | `classLabel_probs` | name -> score, as the model gives it | |")
     pictured = inputs[0].image if len(inputs) == 1 else None
-    code = _vision(stem, inputs[0], outputs, options) if pictured else _tensors(stem, inputs, outputs)
+    code = (
+        _vision(stem, inputs[0], outputs, options) if pictured else _tensors(stem, inputs, outputs)
+    )
     return "\n".join(
         [
             f"# {package}",

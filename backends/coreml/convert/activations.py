@@ -53,9 +53,7 @@ def celu(c: Call) -> Var:
     """max(0, x) + min(0, a * (exp(x / a) - 1))"""
     x, alpha = _x(c), c.attr("alpha", 1.0)
     inner = c.mb.elu(x=c.mb.real_div(x=x, y=c.like(alpha, x)), alpha=c.like(alpha, x))
-    return c.mb.add(
-        x=c.mb.relu(x=x), y=c.mb.minimum(x=inner, y=c.like(0, x))
-    )
+    return c.mb.add(x=c.mb.relu(x=x), y=c.mb.minimum(x=inner, y=c.like(0, x)))
 
 
 @op("Selu")

@@ -114,7 +114,9 @@ def is_inf(c: Call) -> Var:
 def _pair(c: Call) -> tuple[Var, Var]:
     x, y = c.x(0), c.x(1)
     if len(c.out_shape()) > MAX_RANK:
-        raise Refusal(f"its result has rank {len(c.out_shape())}, and Core ML takes at most {MAX_RANK}")
+        raise Refusal(
+            f"its result has rank {len(c.out_shape())}, and Core ML takes at most {MAX_RANK}"
+        )
     return x, y
 
 
@@ -149,9 +151,7 @@ def div(c: Call) -> Var:
     down = c.mb.floor_div(x=x, y=y)
     rest = c.mb.sub(x=x, y=c.mb.mul(x=down, y=y))
     inexact = c.mb.not_equal(x=rest, y=np.int32(0))
-    opposite = c.mb.logical_xor(
-        x=c.mb.less(x=x, y=np.int32(0)), y=c.mb.less(x=y, y=np.int32(0))
-    )
+    opposite = c.mb.logical_xor(x=c.mb.less(x=x, y=np.int32(0)), y=c.mb.less(x=y, y=np.int32(0)))
     up = c.mb.cast(x=c.mb.logical_and(x=inexact, y=opposite), dtype="int32")
     return c.mb.add(x=down, y=up)
 
@@ -169,7 +169,9 @@ def mod(c: Call) -> Var:
 @op("Pow")
 def power(c: Call) -> Var:
     if not c.is_float():
-        raise Refusal("it is a power of integers, which Core ML computes in floats", "cast to float")
+        raise Refusal(
+            "it is a power of integers, which Core ML computes in floats", "cast to float"
+        )
     x, y = _pair(c)
     exponent = c.const(1)
     if exponent is not None and exponent.size == 1 and len(c.shape(1)) <= c.rank():

@@ -29,7 +29,9 @@ def gather(c: Call) -> Var:
     scalar = c.rank(1) == 0
     indices = c.at_least_1d(upward(c, 1, c.shape()[axis]))
     if c.rank() + c.rank(1) - 1 > 5:
-        raise Refusal(f"its result has rank {c.rank() + c.rank(1) - 1}, and Core ML takes at most 5")
+        raise Refusal(
+            f"its result has rank {c.rank() + c.rank(1) - 1}, and Core ML takes at most 5"
+        )
     several = len(indices.shape) > 1
     shape = c.out_shape()
 
@@ -68,7 +70,11 @@ _MODES = {"none": "update", "add": "add", "mul": "mul", "max": "max", "min": "mi
 
 
 def _mode(c: Call) -> str:
-    if c.attr("reduction") is not None and c.text("reduction") != "none" and c.dtype().name == "BOOL":
+    if (
+        c.attr("reduction") is not None
+        and c.text("reduction") != "none"
+        and c.dtype().name == "BOOL"
+    ):
         raise Refusal("it combines booleans")
     c_mode = c.text("reduction", "none")
     if c_mode not in ("none", "max", "min"):
@@ -91,7 +97,9 @@ def scatter_elements(c: Call) -> Var:
         )
     grid = np.stack(np.meshgrid(*(np.arange(p) for p in part), indexing="ij"), -1).astype(np.int32)
     columns = [
-        c.mb.expand_dims(x=indices, axes=[len(part)]) if i == axis else c.constant(grid[..., i : i + 1])
+        c.mb.expand_dims(x=indices, axes=[len(part)])
+        if i == axis
+        else c.constant(grid[..., i : i + 1])
         for i in range(len(part))
     ]
     if len(part) + 1 > 5:
@@ -135,9 +143,7 @@ def one_hot(c: Call) -> Var:
     kind = c.carrier(2)
     if kind == "bool":
         hit = c.cast(hit, "int32")
-        picked = c.mb.add(
-            x=c.mb.mul(x=hit, y=np.int32(int(on) - int(off))), y=np.int32(int(off))
-        )
+        picked = c.mb.add(x=c.mb.mul(x=hit, y=np.int32(int(on) - int(off))), y=np.int32(int(off)))
         return c.cast(picked, "bool")
     shape = c.out_shape()
     a, b = (c.constant(np.full(shape, v), kind) for v in (on, off))

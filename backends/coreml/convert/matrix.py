@@ -87,12 +87,12 @@ def einsum(c: Call) -> Var:
     return c.mb.identity(x=result) if result is parts[0] else result
 
 
-def _without_ellipsis(
-    c: Call, terms: list[str], out: str, explicit: bool
-) -> tuple[list[str], str]:
+def _without_ellipsis(c: Call, terms: list[str], out: str, explicit: bool) -> tuple[list[str], str]:
     used = set("".join(terms) + out)
     spare = [s for s in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" if s not in used]
-    counts = [c.rank(i) - len(t.replace("...", "")) if "..." in t else 0 for i, t in enumerate(terms)]
+    counts = [
+        c.rank(i) - len(t.replace("...", "")) if "..." in t else 0 for i, t in enumerate(terms)
+    ]
     names = "".join(spare[: max(counts)])
     full = [
         t.replace("...", names[len(names) - n :]) if "..." in t else t

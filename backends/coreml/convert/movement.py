@@ -195,7 +195,9 @@ def col2im(c: Call) -> Var:
     image, block = c.ints(1, "image_shape"), c.ints(2, "block_shape")
     n = len(block)
     if n > 2:
-        raise Refusal(f"it has {n} spatial dimensions; Core ML's transposed convolution has 1 or 2 here")
+        raise Refusal(
+            f"it has {n} spatial dimensions; Core ML's transposed convolution has 1 or 2 here"
+        )
     strides = list(c.attr("strides", (1,) * n))
     dilations = list(c.attr("dilations", (1,) * n))
     pads = c.attr("pads", (0,) * 2 * n)

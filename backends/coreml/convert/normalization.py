@@ -24,9 +24,7 @@ def batch_normalization(c: Call) -> Var:
             epsilon=kind(c.attr("epsilon", 1e-5)),
         )  # fmt: skip
     shape = (1, -1) + (1,) * (c.rank() - 2)
-    gamma, beta, mean, variance = (
-        _vector(c, i, shape) for i in range(1, 5)
-    )
+    gamma, beta, mean, variance = (_vector(c, i, shape) for i in range(1, 5))
     root = c.mb.sqrt(x=c.mb.add(x=variance, y=c.like(c.attr("epsilon", 1e-5), x)))
     scaled = c.mb.mul(x=c.mb.sub(x=x, y=mean), y=c.mb.real_div(x=gamma, y=root))
     return c.mb.add(x=scaled, y=beta)

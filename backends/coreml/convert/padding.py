@@ -25,9 +25,7 @@ def pad(c: Call) -> Var:
     return padded(c, c.x(), pads, mode, value)
 
 
-def padded(
-    c: Call, x: Var, pads: Sequence[tuple[int, int]], mode: str, value: float
-) -> Var:
+def padded(c: Call, x: Var, pads: Sequence[tuple[int, int]], mode: str, value: float) -> Var:
     """`x` with these elements before and after each axis; a negative number cuts."""
     if kind_of(x) == "bool":
         return c.as_int(x, lambda v: padded(c, v, pads, mode, value))
@@ -67,7 +65,13 @@ def _by_index(c: Call, x: Var, pads: Sequence[tuple[int, int]], mode: str) -> Va
     lead = pads[:-2]
     simple = all(b >= 0 and a >= 0 for b, a in pads) and not any(b or a for b, a in lead)
     small = all(max(b, a) < d for d, (b, a) in zip(shape, pads, strict=True))
-    if simple and small and mode in ("reflect", "edge") and kind_of(x) != "int32" and len(shape) >= 2:
+    if (
+        simple
+        and small
+        and mode in ("reflect", "edge")
+        and kind_of(x) != "int32"
+        and len(shape) >= 2
+    ):
         flat = np.array([v for pair in pads[-2:] for v in pair], np.int32)
         return c.mb.pad(x=x, pad=flat, mode="reflect" if mode == "reflect" else "replicate")
     for axis, (before, after) in enumerate(pads):

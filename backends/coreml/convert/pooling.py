@@ -167,7 +167,5 @@ def global_pool(c: Call) -> Var:
     p = c.attr("p", 2)
     if p == 2:
         return c.mb.reduce_l2_norm(x=x, axes=axes, keep_dims=True)
-    total = c.mb.reduce_sum(
-        x=c.mb.pow(x=c.mb.abs(x=x), y=c.like(p, x)), axes=axes, keep_dims=True
-    )
+    total = c.mb.reduce_sum(x=c.mb.pow(x=c.mb.abs(x=x), y=c.like(p, x)), axes=axes, keep_dims=True)
     return c.mb.pow(x=total, y=c.like(1 / p, total))

@@ -113,13 +113,22 @@ class _Walk:
             if any(v in self.broken for v in node.inputs if v is not None):
                 self.broken.update(node.outputs)
                 if node.op_type not in self.table or node.domain:
-                    self.refuse(node, Refusal(f"there is no MIL operator for {node.op_type}", _NO_OP))
+                    self.refuse(
+                        node, Refusal(f"there is no MIL operator for {node.op_type}", _NO_OP)
+                    )
                 continue
             try:
                 self.node(scope, node)
             except Refusal as refusal:
                 self.refuse(node, refusal)
-            except (ValueError, TypeError, NotImplementedError, AssertionError, IndexError, KeyError) as e:
+            except (
+                ValueError,
+                TypeError,
+                NotImplementedError,
+                AssertionError,
+                IndexError,
+                KeyError,
+            ) as e:
                 # coremltools' own checks of a parameter
                 reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
                 self.refuse(node, Refusal(f"coremltools does not take it: {reason[:200]}"))
@@ -231,8 +240,10 @@ def _pictured(port: Port, picture: Picture) -> Port:
 def _probabilities(mb: Any, scores: Var) -> Var:
     """A copy for the classifier, which takes its input out of the outputs."""
     flat = mb.reshape(x=scores, shape=np.array([1, -1], np.int32))
-    return mb.cast(x=flat, dtype="fp32", name=PROBABILITIES) if kind_of(flat) != "fp32" else (
-        mb.identity(x=flat, name=PROBABILITIES)
+    return (
+        mb.cast(x=flat, dtype="fp32", name=PROBABILITIES)
+        if kind_of(flat) != "fp32"
+        else (mb.identity(x=flat, name=PROBABILITIES))
     )
 
 

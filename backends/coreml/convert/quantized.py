@@ -143,7 +143,9 @@ def _blockwise(c: Call, stored: np.ndarray, params: QuantParams, number: type) -
             shape[c.axis(params.axis, rank)] = scale.size
         scale, zero = scale.reshape(shape), zero.reshape(shape)
     elif stored.shape[params.axis % rank] % params.block:
-        raise Refusal(f"its blocks of {params.block} do not divide the axis", "choose another block")
+        raise Refusal(
+            f"its blocks of {params.block} do not divide the axis", "choose another block"
+        )
     bits = {4: "int4", 8: "int8"}.get(_bits(params.dtype))
     data, offset = stored, zero
     if bits is None:  # 2 bits are stored as 4
@@ -178,7 +180,11 @@ def palette(c: Call) -> Var | None:
     lut, indices = c.const(0), c.const(1)
     if lut is None or indices is None or lut.ndim != 1 or c.attr("axis", 0) not in (0, -1):
         return None
-    if lut.dtype not in (np.float32, np.float16) or indices.size < SMALL or not 1 <= indices.ndim <= 5:
+    if (
+        lut.dtype not in (np.float32, np.float16)
+        or indices.size < SMALL
+        or not 1 <= indices.ndim <= 5
+    ):
         return None
     if lut.size > 256:
         return None

@@ -10,7 +10,9 @@ from effc.backends.coreml.convert.table import op
 _NAMES = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu"}
 
 
-def _common(c: Call, gates: int) -> tuple[str, list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+def _common(
+    c: Call, gates: int
+) -> tuple[str, list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
     """Direction, and W, R, B (both biases) of each direction."""
     c.only_float()
     if c.has(4):
@@ -113,7 +115,10 @@ def gru(c: Call) -> tuple[Var, ...]:
         backward = direction == "reverse" or i == 1
         start = _state(c, 5, len(w), hidden)
         start = c.mb.slice_by_index(
-            x=start, begin=[0, i * hidden], end=[int(start.shape[0]), (i + 1) * hidden], stride=[1, 1]
+            x=start,
+            begin=[0, i * hidden],
+            end=[int(start.shape[0]), (i + 1) * hidden],
+            stride=[1, 1],
         )
         steps = _gru_steps(c, x, w[i], r[i], b[i], start, after, (gate, new), backward)
         results.append(c.mb.stack(values=steps if not backward else steps[::-1], axis=0))
@@ -170,7 +175,10 @@ def rnn(c: Call) -> tuple[Var, ...]:
     start = _state(c, 5, len(w), hidden)
     for i in range(len(w)):
         first = c.mb.slice_by_index(
-            x=start, begin=[0, i * hidden], end=[int(start.shape[0]), (i + 1) * hidden], stride=[1, 1]
+            x=start,
+            begin=[0, i * hidden],
+            end=[int(start.shape[0]), (i + 1) * hidden],
+            stride=[1, 1],
         )
         sequence, state = c.mb.rnn(
             x=x, initial_h=first, weight_ih=w[i], weight_hh=r[i], bias=b[i][:hidden] + b[i][hidden:],

@@ -92,5 +92,8 @@ def cumsum(c: Call) -> Var:
     c.no_wrap()
     axis = c.axis(int(c.need(1, "axis").reshape(())))
     return c.mb.cumsum(
-        x=c.x(), axis=axis, exclusive=bool(c.attr("exclusive", 0)), reverse=bool(c.attr("reverse", 0))
+        x=c.x(),
+        axis=axis,
+        exclusive=bool(c.attr("exclusive", 0)),
+        reverse=bool(c.attr("reverse", 0)),
     )

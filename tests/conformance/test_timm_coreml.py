@@ -1,0 +1,68 @@
+"""Real architectures as Core ML packages: converted, saved, reloaded by the interpreter, held to their answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from effc import passes
+from effc.backends import make_backend
+from effc.core.artifact import Artifact, Manifest, Verdict
+from effc.core.passinfra import Effect, PassContext
+from effc.core.profiles import load_profile
+from effc.core.reference import random_feeds, record_goldens
+from effc.core.shapes import infer_shapes
+from effc.core.specs import static_specs
+from effc.core.target import Target
+from effc.core.verify import judge
+
+REFUSED: dict[str, str] = {}  # architecture -> the operator that Core ML does not take
+
+
+@pytest.mark.slow
+def test_the_package_keeps_the_answers(timm_case, tmp_path):
+    backend = make_backend("coreml")
+    found = backend.probe()
+    if not found.ok:
+        pytest.skip(found.reason)
+    target = Target(load_profile("iphone-15"))
+    model = timm_case.load()
+    infer_shapes(model)
+    inputs, outputs = static_specs(model.graph.inputs), static_specs(model.graph.outputs)
+    feeds = random_feeds(model, 1)
+    original, goldens = model.clone(), record_goldens(model, feeds)
+    text = f"{passes.CANONICALIZE},{passes.FUSE},{backend.legalize(target)}"
+    passes.parse(text).run(model, PassContext(target))
+
+    problems = backend.check(model, target)
+    if timm_case.name in REFUSED:
+        assert REFUSED[timm_case.name] in {p.op for p in problems}
+        return
+    assert not problems
+    program = backend.lower(model, target)
+    details = backend.describe(program)
+    backend.compile(program, target, tmp_path)
+    manifest = Manifest(
+        format=1,
+        source={"name": timm_case.name},
+        target="iphone-15",
+        backend="coreml",
+        precision="fp32",
+        inputs=inputs,
+        outputs=outputs,
+        files={},
+        passes=(),
+        pipeline=text,
+        versions={},
+        verdict=Verdict("not run", ""),
+        details=details,
+    )
+    device = next(d for d in backend.devices(target) if d.source == "emulator")
+    with device.runner(Artifact(tmp_path, manifest)) as runner:
+        verdict = judge(
+            goldens,
+            [runner.infer(f) for f in feeds],
+            Effect.EXACT,
+            lambda: record_goldens(original, feeds, optimize=True),
+        )
+    assert verdict.status == "passed", verdict.reason
+    assert verdict.max_error is not None and verdict.max_error < 1e-5, verdict
