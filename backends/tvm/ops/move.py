@@ -19,6 +19,7 @@ from effc.backends.tvm import tir
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.ops.contract import storage_dtype
+from effc.backends.tvm.ops.permute import NARROW, permuted
 from effc.backends.tvm.ops.registers import Registers
 from effc.backends.tvm.ops.strided import Digit, Piece
 from effc.backends.tvm.program import Kernel
@@ -28,7 +29,6 @@ Stmt = Any
 
 TASKS = 128
 STEPS = 4  # vectors or tiles that a task moves at least
-NARROW = 4  # extents up to this are shuffled vector by vector, larger ones by tiles
 COPIES = 16  # places that one loaded vector is stored to
 _TYPES = {1: "uint8", 2: "uint16", 4: "float32", 8: "float64"}  # moved as these, whatever they are
 
@@ -60,7 +60,7 @@ def move(
     size = np.dtype(storage_dtype(output.dtype)).itemsize
     plans = []
     for piece in pieces:
-        plan = _Planner(isa, size, piece).plan()
+        plan = _Planner(isa, size, piece, operand.elements).plan()
         if plan is None:
             return None
         plans.append(plan)
@@ -170,21 +170,24 @@ def _floor2(n: int) -> int:
 class _Planner:
     """Chooses how a piece is moved."""
 
-    def __init__(self, isa: Isa, size: int, piece: Piece) -> None:
-        self.isa, self.size, self.piece = isa, size, piece
+    def __init__(self, isa: Isa, size: int, piece: Piece, elements: int) -> None:
+        self.isa, self.size, self.piece, self.elements = isa, size, piece, elements
         self.lanes = isa.lanes * 4 // size
         # arbitrary shuffles of narrow elements are one instruction only with these extensions
         single = {1: "avx512vbmi", 2: "avx512bw"}.get(size)
         self.shuffled = self.lanes
         if single is not None and not isa.has(single):
             self.shuffled = 16 // size
-        outer = list(piece.digits[:-1])
-        self.copies = [0]
+        self.outer = self._copied(piece.digits[:-1])
+
+    def _copied(self, digits: Sequence[Digit]) -> list[Digit]:
+        """`digits` but for some whose source stays: those become `copies` of every store."""
+        outer, self.copies = list(digits), [0]
         for d in [d for d in outer if d.source == 0]:
             if len(self.copies) * d.extent <= COPIES:
                 self.copies = [c + k * d.out for c in self.copies for k in range(d.extent)]
                 outer.remove(d)
-        self.outer = outer
+        return outer
 
     def plan(self) -> _Plan | None:
         if not self.piece.digits:
@@ -194,6 +197,9 @@ class _Planner:
             return None
         if self.piece.pad:
             return self._tile(inner)
+        permuted = self._permute() if self.size == 1 and self.shuffled == self.lanes else None
+        if permuted is not None:
+            return permuted
         if inner.source == 1:
             return self._run(inner)
         if inner.source == 0:
@@ -222,6 +228,19 @@ class _Planner:
             self._axes(self.outer, (inner, width)),
             lambda r, out, source: self._store(r, r.load(source, width), out, width),
         )
+
+    def _permute(self) -> _Plan | None:
+        """A whole vector of bytes at once, picked from a few vectors of the operand."""
+        found = permuted(self.piece, self.lanes, self.elements)
+        if found is None:
+            return None
+        self.outer = self._copied(found.outer)
+
+        def body(r: Registers, out: Expr, source: Expr) -> None:
+            vectors = [r.load(source + s if s else source, found.width) for s in found.starts]
+            self._store(r, r.pick(vectors, found.picks), out, found.width)
+
+        return self._made(self._axes(self.outer, (found.by, found.step)), body)
 
     def _splat(self, inner: Digit) -> _Plan | None:
         width = min(self.lanes, _floor2(inner.extent))
