@@ -18,7 +18,6 @@ VENDOR_QOPERATORS = frozenset(
         "QLinearGlobalAveragePool",
         "QLinearLeakyRelu",
         "QLinearMul",
-        "QLinearReduceMean",
         "QLinearSigmoid",
         "QLinearSoftmax",
         "QLinearWhere",

@@ -37,7 +37,7 @@ class LowerQoperators(Pass):
     """QLinearConv(x, w, b) -> Q(Conv(DQ(x), DQ(w), DQ(b))), and so on, with the same parameters, bit by bit.
 
     QLinearConv, QLinearMatMul; of com.microsoft QLinear{Add, Mul, Sigmoid, LeakyRelu, Softmax, Concat,
-    AveragePool, GlobalAveragePool, ReduceMean, Where, Conv}, QGemm, MatMulIntegerToFloat,
+    AveragePool, GlobalAveragePool, Where, Conv}, QGemm, MatMulIntegerToFloat,
     DynamicQuantizeMatMul, QuantizeLinear, DequantizeLinear. An int32 bias is dequantized by sx * sw.
     ConvInteger and MatMulInteger become Conv and MatMul of dequantized inputs: of scale 1, or, in the
     chain of DynamicQuantizeLinear, Cast and Mul by both scales, of those.
@@ -315,17 +315,6 @@ def _softmax(site: _Site, node: ir.Node) -> None:
     site.finish(site.quantize(y, _input(node, 3), _optional(node, 4)))
 
 
-def _reduce_mean(site: _Site, node: ir.Node) -> None:
-    x = site.dequantize(_input(node, 0), _input(node, 1), _optional(node, 2))
-    axes, keep = attr(node, "axes"), attr(node, "keepdims", 1)
-    if site.opset < 18:
-        y = site.emit("ReduceMean", x, axes=axes, keepdims=keep)
-    else:
-        held = None if axes is None else site.constant("axes", np.array(axes, np.int64))
-        y = site.emit("ReduceMean", x, held, keepdims=keep)
-    site.finish(site.quantize(y, _input(node, 3), _optional(node, 4)))
-
-
 def _concat(site: _Site, node: ir.Node) -> None:
     real = [
         site.dequantize(_input(node, k), _input(node, k + 1), _optional(node, k + 2))
@@ -477,7 +466,6 @@ _LOWER: dict[str, Callable[[_Site, ir.Node], None]] = {
     "QLinearConcat": _concat,
     "QLinearAveragePool": _unary("AveragePool", *_POOL),
     "QLinearGlobalAveragePool": _unary("GlobalAveragePool"),
-    "QLinearReduceMean": _reduce_mean,
     "QLinearWhere": _where,
     "MatMulIntegerToFloat": _product_to_float,
     "DynamicQuantizeMatMul": _dynamic_product,
