@@ -41,6 +41,7 @@ PASSES = Registry(
         "equalize-layers": "effc.passes.quantize.equalize_layers:EqualizeLayers",
         "migrate-difficulty": "effc.passes.quantize.migrate_difficulty:MigrateDifficulty",
         "correct-bias": "effc.passes.quantize.correct_bias:CorrectBias",
+        "narrow-weights": "effc.passes.quantize.narrow_weights:NarrowWeights",
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
         "lower-qoperators": "effc.passes.quantize.lower_qoperators:LowerQoperators",
         "integerize": "effc.passes.quantize.integerize:Integerize",
