@@ -81,7 +81,7 @@ def _finish(node: ir.Node, acc: Array, inputs: Inputs, channel_axis: int) -> Arr
     z = inputs[4] if len(inputs) > 4 else None
     to, rule = _needed(node, "to"), attr(node, "rounding", "float32")
     if to == ir.DataType.FLOAT.value:
-        return acc.astype(np.float32) * channels(m)  # type: ignore[no-any-return]
+        return acc.astype(np.float32) * channels(m)
     m = channels(m)
     if rule != "float32":
         # [2, n, 1, ...] must not meet the batch
@@ -118,7 +118,7 @@ def _add(node: ir.Node, inputs: Inputs) -> Array:
             raise ValueError(f"{node.name}: the operands' shifts differ")
         acc = a * by_a[0] + b * by_b[0]
         _fits(node, acc)
-        total = once_rounded(acc, np.int64(1), by_a[1])
+        total = once_rounded(acc, 1, by_a[1])
     else:
         left = attr(node, "left_shift", 20)
         acc = twice_rounded(a << left, *by_a) + twice_rounded(b << left, *by_b)
@@ -155,7 +155,7 @@ def _average_pool(node: ir.Node, inputs: Inputs) -> Array:
         total = sums.convolve(
             a, ones, strides=strides, pads=edges, dilations=dilations, group=a.shape[1]
         )
-        return total[(..., *(slice(0, o) for o in out))]  # type: ignore[no-any-return]
+        return np.asarray(total[_first(out)])
 
     counted = np.ones((1, 1, *x.shape[2:]), np.int64)
     if attr(node, "count_include_pad", 0):
@@ -183,7 +183,12 @@ def _pooled_ones(
     total = sums.convolve(
         ones, w, strides=strides, pads=[*(0,) * rank, *behind], dilations=dilations, group=1
     )
-    return total[(..., *(slice(0, o) for o in out))]  # type: ignore[no-any-return]
+    return np.asarray(total[_first(out)])
+
+
+def _first(out: Sequence[int]) -> Any:
+    """The first out[i] positions of the last axes."""
+    return (..., *(slice(0, o) for o in out))
 
 
 def _tflite_average(node: ir.Node, total: Array, count: Array) -> Array:
@@ -231,7 +236,7 @@ def _requantized(node: ir.Node, acc: Array) -> Array:
 
 def _lookup(node: ir.Node, inputs: Inputs) -> Array:
     x, table = _given(inputs, 0), _given(inputs, 1)
-    return table[x.astype(np.int64) - np.iinfo(x.dtype).min]  # type: ignore[no-any-return]
+    return table[x.astype(np.int64) - np.iinfo(x.dtype).min]
 
 
 OPERATORS: dict[str, Callable[[ir.Node, Inputs], Array]] = {
@@ -263,7 +268,7 @@ def _given(inputs: Inputs, k: int) -> Array:
 
 def _centred(node: ir.Node, stored: Array, name: str) -> Array:
     """int64: what is stored minus its zero point."""
-    return stored.astype(np.int64) - int(attr(node, f"{name}_zero_point", 0))  # type: ignore[no-any-return]
+    return stored.astype(np.int64) - int(attr(node, f"{name}_zero_point", 0))
 
 
 def _x_zero(node: ir.Node) -> int:

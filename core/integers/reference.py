@@ -43,7 +43,7 @@ def run(
     known: dict[ir.Value, Array] = {}
     for value in graph.inputs:
         if value.name in feeds:
-            known[value] = np.asarray(feeds[value.name])
+            known[value] = np.asarray(feeds[str(value.name)])
         elif not value.is_initializer():
             raise FrontendError(f"input {value.name!r} is not fed")
     left = dict.fromkeys(graph.outputs, 1)

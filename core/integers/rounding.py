@@ -81,15 +81,15 @@ def requantize(
         scaled = twice_rounded(acc, multiplier[0], multiplier[1])
     else:
         scaled = once_rounded(acc, multiplier[0], multiplier[1])
-    return np.clip(scaled + zero_point, low, high)
+    return np.asarray(np.clip(scaled + zero_point, low, high))
 
 
 def rounded(x: Array) -> Array:
     """float32 -> int64, ties to even; what is out of int32's range stays out of 8 bits' range."""
-    return np.clip(np.rint(x), -(2.0**31), 2.0**31).astype(np.int64)
+    return np.asarray(np.clip(np.rint(x), -(2.0**31), 2.0**31).astype(np.int64))
 
 
-def twice_rounded(x: Array, fixed: Array, shift: Array) -> Array:
+def twice_rounded(x: Array, fixed: Any, shift: Any) -> Array:
     """MultiplyByQuantizedMultiplier: x * M * 2^(shift - 31), rounded twice.
 
     First to 2^-31 (halves up, of negative numbers too), then, where the shift is to the right, halves
@@ -104,7 +104,7 @@ def twice_rounded(x: Array, fixed: Array, shift: Array) -> Array:
     return (top >> right) + ((top & mask) > (mask >> 1) + (top < 0))  # type: ignore[no-any-return]
 
 
-def once_rounded(x: Array, fixed: Array, shift: Array) -> Array:
+def once_rounded(x: Array, fixed: Any, shift: Any) -> Array:
     """(x * M + 2^(shift - 1)) >> shift: rounded once, halves up."""
     fixed, shift = np.asarray(fixed, np.int64), np.asarray(shift, np.int64)
     half = (np.int64(1) << shift) >> 1

@@ -29,10 +29,10 @@ def exact_dtype(bound: int) -> Any:
 def matmul(x: Array, w: Array) -> Array:
     """sum_k x[..., k] w[..., k, n] of integers, int64."""
     if not x.size or not w.size:
-        return np.matmul(x.astype(np.int64), w.astype(np.int64))
+        return np.asarray(np.matmul(x.astype(np.int64), w.astype(np.int64)))
     bound = x.shape[-1] * int(np.abs(x).max()) * int(np.abs(w).max())
     dtype = exact_dtype(bound)
-    return np.matmul(x.astype(dtype), w.astype(dtype)).astype(np.int64)
+    return np.asarray(np.matmul(x.astype(dtype), w.astype(dtype)).astype(np.int64))
 
 
 def convolve(
@@ -63,7 +63,7 @@ def convolve(
             slice(t * d, t * d + (o - 1) * s + 1, s)
             for t, d, o, s in zip(tap, dilations, out, strides, strict=True)
         )
-        return picture[(slice(None), *at)]  # type: ignore[no-any-return]
+        return picture[(slice(None), *at)]
 
     taps = list(product(*map(range, kernel)))
     result = np.empty((n, filters, *out), np.int64)
@@ -71,7 +71,8 @@ def convolve(
         if depth == 1 and group == channels:  # depthwise
             acc = np.zeros((channels, filters // channels, *out), dtype)
             for tap in taps:
-                weight = w[(slice(None), 0, *tap)].reshape(channels, -1, *(1,) * rank)
+                at: Any = (slice(None), 0, *tap)
+                weight = w[at].reshape(channels, -1, *(1,) * rank)
                 acc += taken(x[b], tap)[:, None] * weight
         else:
             acc = _by_patches(x[b], w, taps, out, group, taken)
@@ -116,11 +117,12 @@ def transposed_convolve(
     xs = x.reshape(n, group, channels // group, -1)
     ws = w.reshape(group, channels // group, per, *kernel)
     for tap in product(*map(range, kernel)):
-        part = matmul(ws[(..., *tap)].swapaxes(-1, -2), xs)  # [n, g, per, positions]
+        where: Any = (..., *tap)
+        part = matmul(ws[where].swapaxes(-1, -2), xs)  # [n, g, per, positions]
         at = tuple(
             slice(t * d, t * d + (s - 1) * st + 1, st)
             for t, d, s, st in zip(tap, dilations, size, strides, strict=True)
         )
         acc[(slice(None),) * 3 + at] += part.reshape(n, group, per, *size)
     crop = tuple(slice(pads[i], full[i] - pads[i + rank]) for i in range(rank))
-    return acc.reshape(n, group * per, *full)[(slice(None), slice(None), *crop)]  # type: ignore[no-any-return]
+    return acc.reshape(n, group * per, *full)[(slice(None), slice(None), *crop)]

@@ -100,7 +100,9 @@ def target8(node: ir.Node) -> tuple[Target8, ir.Value] | None:
     low, high = integer_range(params.dtype)
     while True:
         before = x.producer()
-        found = bounds(before) if is_op(before, "Relu", "Clip") and sole_use(x) else None
+        found = None
+        if before is not None and is_op(before, "Relu", "Clip") and sole_use(x) is not None:
+            found = bounds(before)
         if found is None:
             return Target8(node, params, low, high), x
         x, least, most = found

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from effc.core.integers.rounding import multiplier_for
 from effc.core.ir import Array, attr, const, is_op, shape_of, sole_use
-from effc.core.quant import integer_range, quant_params
+from effc.core.quant import quant_params
 from effc.passes.quantize.integer_form import (
     EIGHT_BITS,
     Maker,
@@ -273,12 +273,9 @@ class RealProducts:
         if value.dtype not in (None, ir.DataType.FLOAT):
             return None
         reader = sole_use(value)
-        whole = product_of(reader.outputs[0], self.maker) if is_op(reader, "Add") else None
-        if whole is not None and whole.node is node and reader is not None:
-            return put(reader, whole.make(self.maker, None))
+        if reader is not None and is_op(reader, "Add"):
+            whole = product_of(reader.outputs[0], self.maker)
+            if whole is not None and whole.node is node:
+                return put(reader, whole.make(self.maker, None))
         found = product_of(value, self.maker)
         return None if found is None else put(node, found.make(self.maker, None))
-
-
-def least_value(dtype: ir.DataType) -> int:
-    return integer_range(dtype)[0]

@@ -78,12 +78,12 @@ class Integerize(Pass):
     )
 
     def run(self, model: ir.Model, ctx: PassContext) -> int:
-        for name, value, known in (
+        for name, chosen, known in (
             ("activations", self.activations, ACTIVATIONS),
             ("rounding", self.rounding, RULES),
         ):
-            if value not in known:
-                raise ConfigError(f"integerize: {name}={value} is not one of {', '.join(known)}")
+            if chosen not in known:
+                raise ConfigError(f"integerize: {name}={chosen} is not one of {', '.join(known)}")
         if self.rounding == "tflite" and self.activations == "unsigned":
             raise ConfigError(
                 "integerize: TensorFlow Lite averages around the stored zero of int8",

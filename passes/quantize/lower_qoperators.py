@@ -404,8 +404,11 @@ def _integers(op: str) -> Callable[[_Site, ir.Node], None]:
         y = site.emit(op, *real, **_attributes(node, *names))
         if found is None:
             reader = sole_use(node.outputs[0])
-            if is_op(reader, "Cast") and attr(reader, "to") == ir.DataType.FLOAT:
-                assert reader is not None
+            if (
+                reader is not None
+                and is_op(reader, "Cast")
+                and attr(reader, "to") == ir.DataType.FLOAT
+            ):
                 _Site(site.graph, reader, site.opset).finish(y)
             else:
                 site.finish(site.emit("Cast", y, to=ir.DataType.INT32))
@@ -421,9 +424,8 @@ def _scales_behind(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Node, ir.Node]
     x's scale is that of the DynamicQuantizeLinear which makes x.
     """
     cast = sole_use(node.outputs[0])
-    if not is_op(cast, "Cast") or attr(cast, "to") != ir.DataType.FLOAT:
+    if cast is None or not is_op(cast, "Cast") or attr(cast, "to") != ir.DataType.FLOAT:
         return None
-    assert cast is not None
     mul = sole_use(cast.outputs[0])
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     if not is_op(mul, "Mul") or not is_op(source, "DynamicQuantizeLinear"):
