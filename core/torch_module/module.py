@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from effc.core.errors import ConfigError, LoweringError, Problem, UnsupportedOpError
 from effc.core.ir import attr, constant_tensor, is_op, shape_of, subgraphs
 from effc.core.torch_module.op import TORCH_TYPES, Function, Op, Run
+from effc.core.torch_module.quantization import stored_type
 from effc.core.torch_module.table import FIXED_INPUTS, OPS, REFUSALS
 
 _OLDEST_OPSET = 7  # numpy's broadcasting
@@ -85,6 +86,9 @@ class TorchModule(nn.Module):
             shape = value.shape
             if shape is not None and len(shape) > 0 and isinstance(shape[0], int):
                 module.batches[name] = shape[0]
+        for node in model.graph:
+            if is_op(node, "QuantizeLinear"):
+                module.dtypes[str(node.outputs[0].name)] = stored_type(node)
         for name, tensor in constants.items():
             module._keep(name, to_torch(tensor), False)
         for name, value in model.graph.initializers.items():
@@ -242,6 +246,8 @@ def to_torch(tensor: ir.TensorProtocol | None) -> Tensor:
 
 
 def _tensor(value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind == "V":  # numpy has no bfloat16
+        return to_torch(ir.tensor(value))
     tensor = torch.as_tensor(value)
     wider = {torch.uint16: torch.int32, torch.uint32: torch.int64}.get(tensor.dtype)
     return tensor if wider is None else tensor.to(wider)
@@ -296,7 +302,7 @@ def _check(graph: ir.Graph, opset: int) -> None:
 
 
 def _problem(node: ir.Node) -> Problem | None:
-    name = str(node.name or node.outputs[0].name)
+    name = str(node.name or next((o.name for o in node.outputs if o.name), "?"))
     if subgraphs(node):
         reason = "control flow has no derivative here"
         remedy = "fix the shapes (--shape), so that fold-constants and inline-if can remove it"

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from effc.core.ir import attr
 from effc.core.quant import integer_range
 from effc.core.torch_module.op import Function, Op, axis_of
 
@@ -49,20 +50,19 @@ def _quantize(op: Op, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> T
     if not op.run.quantized:
         return x
     axis, block = op.get("axis", 1), op.get("block_size", 0)
-    low, high = integer_range(_stored_type(op))
+    low, high = integer_range(stored_type(op.node))
     q = round_through(x / spread(scale, x, axis, block))
     if zero is not None:
         q = q + spread(zero.to(q.dtype), x, axis, block)
     return q.clamp(low, high)
 
 
-def _stored_type(op: Op) -> ir.DataType:
+def stored_type(node: ir.Node) -> ir.DataType:
     """The integer type that a QuantizeLinear makes."""
-    inputs = op.node.inputs
-    kind = inputs[2].dtype if len(inputs) > 2 and inputs[2] is not None else None
-    if kind is None or kind == ir.DataType.UNDEFINED:
-        kind = ir.DataType(op.get("output_dtype", 0) or int(ir.DataType.UINT8))
-    return kind
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is not None and zero.dtype not in (None, ir.DataType.UNDEFINED):
+        return ir.DataType(zero.dtype)
+    return ir.DataType(attr(node, "output_dtype", 0) or int(ir.DataType.UINT8))
 
 
 def _dequantize(op: Op, q: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:

@@ -143,7 +143,7 @@ def _instance_norm(op: Op, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 def _layer_norm(op: Op, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
     axis = axis_of(op.get("axis", -1), x.ndim)
-    dtype = op.dtype(op.get("stash_type", 1))
+    dtype = torch.promote_types(x.dtype, op.dtype(op.get("stash_type", 1)))
     y, mean, inverse = _standardized(
         x.to(dtype), tuple(range(axis, x.ndim)), op.get("epsilon", 1e-5)
     )
@@ -153,7 +153,7 @@ def _layer_norm(op: Op, x: Tensor, scale: Tensor, bias: Tensor | None = None) ->
 
 def _rms_norm(op: Op, x: Tensor, scale: Tensor) -> Tensor:
     axis = axis_of(op.get("axis", -1), x.ndim)
-    wide = x.to(op.dtype(op.get("stash_type", 1)))
+    wide = x.to(torch.promote_types(x.dtype, op.dtype(op.get("stash_type", 1))))
     axes = tuple(range(axis, x.ndim))
     mean = wide.square().mean(axes, keepdim=True)
     return (wide * torch.rsqrt(mean + op.get("epsilon", 1e-5))).to(x.dtype) * scale

@@ -56,6 +56,9 @@ class Adaround(Pass):
     drop: float = field(default=0.5, metadata={"help": "share of inputs that are the float ones"})
     bias: bool = field(default=True, metadata={"help": "learn biases as well"})
     scales: bool = field(default=True, metadata={"help": "learn scales of activations as well"})
+    threads: int = field(
+        default=1, metadata={"help": "of torch; other numbers round sums differently"}
+    )
     cache: int = field(
         default=1024, metadata={"help": "for activations; fewer samples where more", "unit": "MiB"}
     )
@@ -69,6 +72,7 @@ class Adaround(Pass):
         if not layers_of(model):
             return 0
         require("the pass adaround", "torch", "torch")
+        from effc.core.torch_module.training import threads
         from effc.passes.quantize.reconstruct import Recipe, Reconstruction, samples_that_fit
 
         infer_shapes(model)
@@ -85,15 +89,16 @@ class Adaround(Pass):
         )
         scales = _free_scales(model) if self.scales else []
         work = Reconstruction(model, units, scales, recipe, ctx.seed)
-        work.run(islice(_samples(ctx.samples), count), progress)
+        with threads(self.threads):
+            work.run(islice(_samples(ctx.samples), count), progress)
         return _write(model, work)
 
     def _check(self) -> None:
         if self.unit not in ("layer", "block"):
             raise ConfigError(f"adaround.unit={self.unit!r}", hint="a unit is a layer or a block")
-        if min(self.iterations, self.batch, self.samples, self.cache) < 1:
+        if min(self.iterations, self.batch, self.samples, self.cache, self.threads) < 1:
             raise ConfigError(
-                f"{self}: iterations, batch, samples and cache are at least 1",
+                f"{self}: iterations, batch, samples, threads and cache are at least 1",
                 hint="leave the pass out to round to the nearest",
             )
 
