@@ -83,7 +83,7 @@ def build(
     chosen = replace(
         chosen,
         preprocess=options.preprocess or _wanted_preprocess(loaded),
-        about={"source": loaded.name, "sha256": loaded.sha256, "effc": version("effc")},
+        about={"source": loaded.name, "sha256": loaded.sha256, "version": version("effc")},
     )
     # after the model: to import a toolchain takes seconds
     backend = choose_backend(chosen, options)
@@ -215,6 +215,7 @@ def load_source(source: str, options: BuildOptions) -> Source:
     check_model(loaded.model, allow_nonfinite=options.allow_nonfinite)
     fix_shapes(loaded.model, options.shapes)
     infer_shapes(loaded.model)
+    static_specs(loaded.model.graph.inputs)  # first: there a remedy is known
     static_specs(loaded.model.graph.outputs)
     return loaded
 

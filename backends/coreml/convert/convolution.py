@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from effc.backends.coreml.convert.call import Call, Refusal, Var
+from effc.backends.coreml.convert.compressed import is_compressed
+from effc.backends.coreml.convert.compressed import weight as stored_weight
 from effc.backends.coreml.convert.table import op
 
 
@@ -43,7 +45,7 @@ def bias_of(c: Call, index: int = 2) -> tuple[Var | None, Var | None]:
     if array is not None:
         return array.astype(c.numpy()), None
     value = c.x(index)
-    if value.op is not None and value.op.op_type.startswith("constexpr_"):
+    if is_compressed(value):
         return value, None
     return None, value
 
@@ -62,12 +64,12 @@ def conv(c: Call) -> Var:
     if not 1 <= len(kernel) <= 3:
         raise Refusal(f"it has {len(kernel)} spatial dimensions; Core ML has 1 to 3")
     strides, dilations = spatial(c, kernel)
-    weight = c.raw(1)
-    if c.scope.find(c.value(1)) is not None and set(dilations) != {1}:
-        if weight.op is None or not weight.op.op_type.startswith(("const", "constexpr_")):
-            raise Refusal(
-                "its weights are computed at run time and dilated", "make the weights constant"
-            )
+    array = c.const(1)
+    weight = c.raw(1) if array is None else stored_weight(c, array.astype(c.numpy()))
+    if array is None and set(dilations) != {1} and not is_compressed(weight):
+        raise Refusal(
+            "its weights are computed at run time and dilated", "make the weights constant"
+        )
     pads = [p for pair in pads_of(c, kernel, strides, dilations) for p in pair]
     if min(pads, default=0) < 0:
         raise Refusal("it has negative padding", "slice the input instead")
@@ -87,8 +89,8 @@ def conv_transpose(c: Call) -> Var:
     """
     c.only_float()
     weight = c.const(1)
-    source = c.scope.find(c.value(1))
-    if weight is None and (source is None or not str(source.op.op_type).startswith("constexpr_")):
+    source = c.raw(1) if weight is None else stored_weight(c, weight.astype(c.numpy()))
+    if weight is None and not is_compressed(source):
         raise Refusal("its weights are computed at run time", "make the weights constant")
     kernel = c.shape(1)[2:]
     if not 1 <= len(kernel) <= 3:
@@ -109,7 +111,7 @@ def conv_transpose(c: Call) -> Var:
     if any(grow):  # zeros come before the bias, which stands there, too
         later, bias = (c.constant(bias) if bias is not None else later), None
     y = c.mb.conv_transpose(
-        x=c.x(0), weight=c.raw(1), strides=strides, dilations=dilations, groups=c.attr("group", 1),
+        x=c.x(0), weight=source, strides=strides, dilations=dilations, groups=c.attr("group", 1),
         pad_type="custom", pad=pad, **({} if bias is None else {"bias": bias}),
     )  # fmt: skip
     if any(grow):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from effc.backends.coreml.convert.call import Call, Refusal, Var, kind_of
+from effc.backends.coreml.convert.call import Call, Refusal, Var
+from effc.backends.coreml.convert.compressed import is_compressed
+from effc.backends.coreml.convert.compressed import weight as stored_weight
 from effc.backends.coreml.convert.table import op
 
 
@@ -16,7 +18,8 @@ def matmul(c: Call) -> Var:
     shape = c.out_shape()
     weight, rank = c.const(1), c.rank()
     if weight is not None and weight.ndim == 2 and rank >= 2 and c.is_float():
-        return c.mb.linear(x=x, weight=np.ascontiguousarray(weight.T).astype(c.numpy()))
+        matrix = np.ascontiguousarray(weight.T).astype(c.numpy())
+        return c.mb.linear(x=x, weight=stored_weight(c, matrix))
     if rank == 1:
         x = c.mb.expand_dims(x=x, axes=[0])
     if c.rank(1) == 1:
@@ -40,10 +43,12 @@ def gemm(c: Call) -> Var:
                 matrix = matrix * np.float32(alpha)
             vector = np.broadcast_to(bias.reshape(-1) * np.float32(beta), (matrix.shape[0],))
             return c.mb.linear(
-                x=a, weight=np.ascontiguousarray(matrix).astype(kind), bias=vector.astype(kind)
+                x=a,
+                weight=stored_weight(c, np.ascontiguousarray(matrix).astype(kind)),
+                bias=vector.astype(kind),
             )
     weight_var = c.x(1)
-    packed = weight_var.op is not None and weight_var.op.op_type.startswith("constexpr_")
+    packed = is_compressed(weight_var)
     if packed and not ta and tb and alpha == 1.0 and bias is not None:
         if bias.size in (1, c.out_shape()[1]) and (bias.ndim <= 1 or bias.shape[0] == 1):
             vector = np.broadcast_to(bias.reshape(-1) * np.float32(beta), (c.out_shape()[1],))
@@ -163,7 +168,3 @@ def det(c: Call) -> Var:
     second = c.mb.mul(x=at(0, 1), y=minor(0, 2, 1))
     third = c.mb.mul(x=at(0, 2), y=minor(0, 1, 1))
     return c.mb.add(x=c.mb.sub(x=first, y=second), y=third)
-
-
-def same_kind(c: Call, a: Var, b: Var) -> tuple[Var, Var]:
-    return a, c.cast(b, kind_of(a))

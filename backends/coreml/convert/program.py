@@ -150,7 +150,7 @@ class _Walk:
         call = Call(node, scope)
         found = None
         if is_op(node, "Gather"):
-            from effc.backends.coreml.convert.quantized import palette
+            from effc.backends.coreml.convert.compressed import palette
 
             found = palette(call)
         if found is None:
