@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from effc.core.ir import add_const, attr, const, is_op
+from effc.core.rewrite import erase
 
 Array = npt.NDArray[Any]
 
@@ -199,7 +200,10 @@ def dequantized_constant(
     users: list[ir.Node],
     old: ir.Value,
 ) -> ir.Value:
-    """DequantizeLinear of these `integers` in place of the constant `old`, for `users`."""
+    """DequantizeLinear of these `integers` in place of the constant `old`, for `users`.
+
+    Where `old` is such a DequantizeLinear itself, it goes with its last reader.
+    """
     scale, zero = _constants(graph, name, params)
     stored = add_const(graph, f"{name}/quantized", integers)
     dq = ir.node(
@@ -213,6 +217,9 @@ def dequantized_constant(
         for index, source in enumerate(user.inputs):
             if source is old:
                 user.replace_input_with(index, out)
+    pair = old.producer()
+    if pair is not None and is_op(pair, "DequantizeLinear"):
+        erase(pair)
     return out
 
 

@@ -27,6 +27,7 @@ class BuildOptions:
 
     precision: str = "fp32"
     max_drop: float = 0.5  # of precision "auto", in points of the task's metric
+    prefer: str = "latency"  # or "size": precision "auto" then also narrows weights to 4 bits
     keep_float: tuple[str, ...] = ()  # nodes that are not quantized
     quantize: tuple[str, ...] = ()  # options of the pass quantize, like `calibrator=entropy`
     recipe: Path | None = (

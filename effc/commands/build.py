@@ -50,6 +50,13 @@ if TYPE_CHECKING:
     "with the float model, or noise in percent of the signal.",
 )
 @click.option(
+    "--prefer",
+    type=click.Choice(["latency", "size"]),
+    default="latency",
+    show_default=True,
+    help="What --precision auto spends the budget on; size also takes weights of 4 bits.",
+)
+@click.option(
     "--keep-float", multiple=True, metavar="NODE", help="Do not quantize this node; again for each."
 )
 @click.option(
@@ -112,6 +119,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def build(  # noqa: PLR0913
     ctx: click.Context, source: str, target: str, out: Path | None, precision: str, max_drop: float,
+    prefer: str,
     keep_float: tuple[str, ...], quantize: str, recipe: Path | None, backend: str,
     backend_options: tuple[tuple[str, str], ...],
     shapes: tuple[tuple[str, tuple[int, ...]], ...], samples: Path | None, preprocess: Preprocess | None,
@@ -132,6 +140,7 @@ def build(  # noqa: PLR0913
     options = BuildOptions(
         precision=precision,
         max_drop=max_drop,
+        prefer=prefer,
         keep_float=keep_float,
         quantize=tuple(filter(None, quantize.split(","))),
         recipe=recipe,

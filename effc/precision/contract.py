@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from effc.core.passinfra import PassContext
 from effc.core.quant_units import only, quantized_nodes, restore
+from effc.passes.quantize.narrow_weights import NarrowWeights, narrowable
 from effc.precision.score import Judge, Score
 from effc.precision.timing import NodeTimes
 
@@ -55,6 +57,7 @@ class Trial:
     score: Score
     seconds: float | None  # measured whole plus the groups' differences
     bytes: int  # of constants
+    narrowed: tuple[str, ...] = ()  # nodes with weights of 4 bits
 
 
 def measure_groups(
@@ -101,22 +104,67 @@ def search(
     )
     trials: dict[int, Trial] = {}
 
-    def attempt(count: int) -> bool:
-        if count not in trials:
-            progress(f"{count} of {len(rest)} groups in float", len(trials) / 12)
-            trials[count] = mix(quantized, judge, [*slow, *rest[:count]], times)
+    def holds(count: int) -> bool:
+        progress(f"{count} of {len(rest)} groups in float", len(trials) / 12)
+        trials[count] = mix(quantized, judge, [*slow, *rest[:count]], times)
         return trials[count].score.drop <= max_drop
 
+    chosen = trials.pop(least(holds, len(rest)))
+    return [*trials.values(), chosen]
+
+
+def shrink(
+    mixed: ir.Model, base: Trial, judge: Judge, max_drop: float, progress: Progress
+) -> list[Trial]:
+    """`mixed`, which `base` describes, with weights of 4 bits in as many nodes as the budget allows.
+
+    Nodes go in the order of noise for each byte saved; the last trial is the chosen one.
+    """
+    names = [str(n.name) for n in mixed.graph if narrowable(n, mixed)]
+    probe = judge.first(PROBE_SAMPLES)
+    cost = {}
+    for i, name in enumerate(names):
+        progress(f"4 bits in {name}", 0.7 * i / len(names))
+        one = clone(mixed)
+        saved = constant_bytes(one)
+        NarrowWeights(4, (name,)).run(one, PassContext())
+        cost[name] = probe.score(one).noise / max(saved - constant_bytes(one), 1)
+    order = sorted(names, key=lambda n: cost[n])
+    trials: dict[int, Trial] = {}
+
+    def holds(count: int) -> bool:
+        """Whether all but the `count` dearest nodes can have 4 bits."""
+        progress(f"{len(order) - count} nodes in 4 bits", 0.7 + 0.3 * len(trials) / 12)
+        chosen = tuple(order[: len(order) - count])
+        model = clone(mixed)
+        NarrowWeights(4, chosen).run(model, PassContext())
+        label = f"{base.label}, {len(chosen)} nodes with 4-bit weights"
+        trials[count] = Trial(
+            label, base.kept, judge.score(model), base.seconds, constant_bytes(model), chosen
+        )
+        return trials[count].score.drop <= max_drop
+
+    last = least(holds, len(order))
+    if trials[last].score.drop > max_drop:
+        return [*trials.values(), base]
+    chosen = trials.pop(last)
+    return [*trials.values(), chosen]
+
+
+def least(holds: Callable[[int], bool], most: int) -> int:
+    """The least count in 0..most for which `holds`, by doubling and bisection; `most` where none does.
+
+    Each count is tried once; `holds` is taken to be monotone.
+    """
     low, high = -1, 0  # low does not hold, high does
-    while not attempt(high):
-        if high == len(rest):
-            break
-        low, high = high, min(max(1, 2 * high), len(rest))
+    while not holds(high):
+        if high == most:
+            return most
+        low, high = high, min(max(1, 2 * high), most)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if attempt(middle) else (middle, high)
-    chosen = trials.pop(high)
-    return [*trials.values(), chosen]
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def mix(quantized: ir.Model, judge: Judge, kept: Sequence[Group], times: NodeTimes | None) -> Trial:

@@ -17,19 +17,22 @@ from effc.core.data import Samples
 from effc.core.errors import ConfigError
 from effc.core.measure import Device
 from effc.core.passinfra import Instrument, PassContext, PassRecord, Pipeline
-from effc.core.quant_units import quantized_nodes
+from effc.core.quant_units import quantized_nodes, restore
 from effc.core.target import Target
+from effc.passes.quantize.narrow_weights import NarrowWeights
 from effc.passes.quantize.restore_float import RestoreFloat
 from effc.precision.blame import BlameRow, blame
 from effc.precision.contract import (
     SLOWER,
     Group,
     Trial,
+    clone,
     constant_bytes,
     measure_groups,
     mix,
     pareto,
     search,
+    shrink,
 )
 from effc.precision.recipe import Recipe, load_recipe
 from effc.precision.recovery import recover
@@ -158,12 +161,21 @@ def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> P
     else:
         trials = [mix(found.model, judge, [g for g in groups if g.slow], times)]
     chosen = trials[-1]
+    if auto and options.prefer == "size":
+        mixed = clone(found.model)
+        restore(mixed, chosen.kept)
+        trials += shrink(mixed, chosen, judge, options.max_drop, part(bench.progress, 0.8, 0.98))
+        chosen = trials[-1]
     rows = tuple(blame(found.model, groups, judge.feeds))
     text, made, records = found.text, found.model, found.records
     if chosen.kept:
-        restore = RestoreFloat(chosen.kept)
-        records += Pipeline((restore,)).run(made, bench.context, bench.instruments)
-        text = f"{text},{restore}"
+        undo = str(RestoreFloat(chosen.kept))
+        records += bench.run(made, undo)[1]
+        text = f"{text},{undo}"
+    if chosen.narrowed:
+        narrow = f"{NarrowWeights(4, chosen.narrowed)},correct-bias"
+        records += bench.run(made, narrow)[1]
+        text = f"{text},{narrow}"
     clean = "eliminate-dead-code"  # the float weights, where nothing reads them any more
     records += bench.run(made, clean)[1]
     text = f"{text},{clean}"
@@ -200,7 +212,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "label": trial.label, "metric": score.metric, "drop": score.drop,
         "sqnr_db": None if math.isinf(score.sqnr_db) else round(score.sqnr_db, 2),
         "agreement": score.agreement, "seconds": trial.seconds, "bytes": trial.bytes,
-        "float": trial.kept,
+        "float": trial.kept, "narrowed": trial.narrowed,
     }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from effc import passes
 from effc.core.data import SyntheticSamples
@@ -18,10 +20,13 @@ from effc.precision.contract import (
     Group,
     Trial,
     clone,
+    constant_bytes,
+    least,
     measure_groups,
     mix,
     pareto,
     search,
+    shrink,
 )
 from effc.precision.score import Judge, Score
 from effc.precision.timing import NodeTimes, assign
@@ -121,3 +126,29 @@ def test_nodes_that_share_a_kernel_change_together() -> None:
     assert found == {("conv1",): (1.0, 0.25), ("add", "conv2"): (2.0, 0.75)}
     assert times.quantized_total == 1.125
     assert Group(("conv1",), Score("noise", 0, 0), None, 1.0).gain is None
+
+
+def test_4_bits_where_the_budget_allows(case: tuple[ir.Model, ir.Model, Judge]) -> None:
+    model, _, judge = case
+    judge = Judge(judge.feeds, judge.labels, judge.answers, "")
+    quantized = model.clone()
+    samples = SyntheticSamples(static_specs(model.graph.inputs), count=12)
+    passes.parse("quantize{scheme=vnni}").run(quantized, PassContext(samples=samples))
+    base = Trial("int8", (), judge.score(quantized), None, constant_bytes(quantized))
+    budget = 3 * base.score.drop
+    chosen = shrink(quantized, base, judge, budget, quiet)[-1]
+    assert chosen.score.drop <= budget and 0 < len(chosen.narrowed) < 10
+    assert chosen.bytes < base.bytes
+    assert shrink(quantized, base, judge, base.score.drop / 2, quiet)[-1] == base
+
+
+@given(st.integers(0, 40), st.integers(0, 45))
+def test_least_finds_the_first_that_holds(most: int, first: int) -> None:
+    tried: list[int] = []
+
+    def holds(count: int) -> bool:
+        tried.append(count)
+        return count >= first
+
+    assert least(holds, most) == min(first, most)
+    assert len(tried) == len(set(tried)) and max(tried) <= most
