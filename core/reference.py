@@ -14,6 +14,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from effc.core.errors import FrontendError
+from effc.core.integers import DOMAIN
+from effc.core.integers import reference as integers
 from effc.core.measure import Array, Feeds, LayerTime, Measurement, Runner
 from effc.core.ortprofile import profile_nodes
 
@@ -126,8 +128,11 @@ def record_goldens(
 ) -> list[dict[str, Array]]:
     """The outputs of the untouched `model` on `samples`, by onnxruntime without optimizations.
 
-    With them (`optimize`) it is the control: the same function, its sums in another order.
+    With them (`optimize`) it is the control: the same function, its sums in another order. A model with
+    integer operators, which onnxruntime does not know, is computed by their reference.
     """
+    if DOMAIN in model.opset_imports:
+        return [integers.run(model, s) for s in samples]
     with OnnxRuntimeRunner(model, optimize=optimize) as runner:
         return [runner.infer(s) for s in samples]
 

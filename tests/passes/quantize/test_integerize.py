@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from effc import passes, zoo
 from effc.core.errors import ConfigError
+from effc.core.instruments import VerifyEach
 from effc.core.integers import DOMAIN
 from effc.core.integers.reference import run, run_node
 from effc.core.ir import const, graphs
@@ -555,6 +556,17 @@ def test_activations_of_one_type(rng: np.random.Generator, options: str, kind: s
     np.testing.assert_array_equal(
         run(integer, feeds)["y"], run(integerize(model), feeds)["y"], "the type changes nothing"
     )
+
+
+def test_verified_after_every_pass() -> None:
+    """The instrument runs integer models by their reference; passes may follow integerize."""
+    model = zoo.build("tiny-ghostnet")
+    fix_shapes(model, {str(model.graph.inputs[0].name): zoo.member("tiny-ghostnet").input_shape})
+    infer_shapes(model)
+    text = f"{passes.FUSE},quantize{{scheme=integer}},integerize,eliminate-common-subexpressions"
+    watch = VerifyEach(random_feeds(model, 2))
+    records = passes.parse(text).run(model, PassContext(), [watch])
+    assert [r.rewrites > 0 for r in records if r.id in ("quantize", "integerize")] == [True, True]
 
 
 def test_options_are_checked() -> None:
