@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from effc.core.ir import const, shape_of, sole_producer, sole_use
+from effc.core.ir import const, is_op, shape_of, sole_producer, sole_use
 from effc.core.schemes import Kind, Law, OpRule, Scheme, activation_inputs, weight_axis
 
 
@@ -99,7 +99,9 @@ class _Search:
         order = {node: i for i, node in enumerate(self.graph)}
         if self.scheme.interface:
             for value in (*self.graph.outputs, *self.graph.inputs):
-                if value.dtype == ir.DataType.FLOAT and const(value) is None:
+                made = value.producer()
+                done = is_op(made, "DequantizeLinear") or (made is None and not _read(value))
+                if value.dtype == ir.DataType.FLOAT and const(value) is None and not done:
                     self.whole.add(value)
         for node in reversed(list(self.graph)):
             rule = None if node.name in self.keep else self.scheme.rule(node)
@@ -113,7 +115,7 @@ class _Search:
         wanted = any(self._wanted(e) for e in ends)
         if self.scheme.interface or (wanted and rule.kind is Kind.MOVE):
             # parts of a Split are all stored as integers once one is
-            used = [e for e in ends if not self._wanted(e) and e.uses() and not e.is_graph_output()]
+            used = [e for e in ends if not self._wanted(e) and _read(e) and not e.is_graph_output()]
             self.whole.update(used)
             wanted = wanted or bool(used)
         if rule.kind is Kind.MULTIPLY:
@@ -322,7 +324,14 @@ class _Search:
         )
 
 
+def _read(value: ir.Value) -> bool:
+    return any(not is_op(r, "QuantizeLinear") for r in value.consumers())
+
+
 def _float_inputs(node: ir.Node, rule: OpRule) -> bool:
+    """Whether the node reads reals, none of which are quantized already."""
+    if any(v is not None and is_op(v.producer(), "DequantizeLinear") for v in node.inputs):
+        return False
     values = [node.inputs[i] for i in activation_inputs(node, rule) if i < len(node.inputs)]
     return all(v is not None and v.dtype == ir.DataType.FLOAT for v in values)
 

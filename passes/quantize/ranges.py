@@ -76,33 +76,41 @@ def _percentile(seen: Histogram, percent: float) -> Range:
     return min(low, 0.0), max(high, 0.0)
 
 
-_STEPS = 64  # candidates a side, evenly spread between 1/64 of the range and all of it
+_STEPS = (
+    64  # candidates for an end of the range: even shares of it, then finer ones around the best
+)
 
 
 def _search(seen: Histogram, levels: int, symmetric: bool, loss: _Loss) -> Range:
     """The candidate range of least loss; two-sided ranges alternate between their ends."""
     low, high = _full(seen)
-    shares = np.arange(_STEPS, 0, -1) / _STEPS
     centers, counts = seen.centers, seen.counts.astype(np.float64)
     used = counts > 0
     centers, counts = centers[used], counts[used]
     if symmetric:
         bound = max(-low, high)
-        found = [loss(centers, counts, -bound * s, bound * s, levels) for s in shares]
-        best = bound * float(shares[int(np.argmin(found))])
+        best = bound * _share(lambda s: loss(centers, counts, -bound * s, bound * s, levels))
         return -best, best
     best_low, best_high = low, high
     for _ in range(3 if low < 0 < high else 1):
         before = best_low, best_high
         if high > 0:
-            found = [loss(centers, counts, best_low, high * s, levels) for s in shares]
-            best_high = high * float(shares[int(np.argmin(found))])
+            fixed = best_low
+            best_high = high * _share(lambda s: loss(centers, counts, fixed, high * s, levels))  # noqa: B023
         if low < 0:
-            found = [loss(centers, counts, low * s, best_high, levels) for s in shares]
-            best_low = low * float(shares[int(np.argmin(found))])
+            other = best_high
+            best_low = low * _share(lambda s: loss(centers, counts, low * s, other, levels))  # noqa: B023
         if (best_low, best_high) == before:
             break
     return best_low, best_high
+
+
+def _share(loss: Callable[[float], float]) -> float:
+    """The share of the range with the least loss, the largest of equals."""
+    coarse = [i / _STEPS for i in range(_STEPS, 0, -1)]
+    best = min(coarse, key=loss)
+    step = 2 / _STEPS / 16
+    return min((s for i in range(16, -1, -1) if 0 < (s := best + (i - 8) * step) <= 1), key=loss)
 
 
 def _squared_error(centers: Floats, counts: Floats, low: float, high: float, levels: int) -> float:
