@@ -53,7 +53,7 @@ a multiplier as two integers M and s: `m` is then int32 [2, OC] or [2, 1], an at
     its multiplier, the sum requantized by `multiplier`. AveragePool: the mean of the stored values, halves away
     from zero (both parameters equal). GlobalAveragePool: MEAN's rule, the count k divides M before: with
     n = min(floor(log2 k), 32, 31 + s), M' = (M << n) / k rounded down, s' = s - n. No z. A dense layer
-    (FULLY_CONNECTED) rounds once there: MatMul has the rule `fixed` with the same M.
+    (FULLY_CONNECTED) rounds once there: passes give a MatMul with constant w the rule `fixed`, with the same M.
 
 `fixed`: cores without floating point; m = M * 2^-s, rounded once, halves up:
 

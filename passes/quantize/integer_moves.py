@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -226,30 +227,58 @@ class ClampEarlier:
 
 
 @dataclass
-class KeepReduced:
-    """ReduceMean without the reduced axes -> Squeeze of one with them, of a quantized tensor."""
+class MeanAsPool:
+    """Q(ReduceMean(DQ x)) -> Reshape(GlobalAveragePool(Reshape(Transpose(DQ x)))), over any axes.
+
+    Transpose only where the reduced axes are not the last, the first Reshape only where not two axes are
+    left. Declines where GlobalAveragePool is what it is already.
+    """
 
     maker: Maker
     roots: ClassVar[frozenset[str]] = frozenset({"ReduceMean"})
 
     def rewrite(self, node: ir.Node) -> Iterable[ir.Node] | None:
         axes = const(node.inputs[1]) if len(node.inputs) > 1 else None
-        shape = shape_of(node.inputs[0])
-        if attr(node, "keepdims", 1) or axes is None or shape is None or not axes.size:
+        x, out = node.inputs[0], node.outputs[0]
+        shape, ends = shape_of(x), shape_of(out)
+        if x is None or axes is None or not axes.size or shape is None or ends is None:
             return None
-        if tensor8(node.inputs[0]) is None:
+        if tensor8(x) is None or not is_op(sole_use(out), "QuantizeLinear", "Relu", "Clip"):
             return None
-        kept = {int(a) % len(shape) for a in axes}
-        mean = ir.node("ReduceMean", list(node.inputs), {"keepdims": 1}, name=node.name)
-        out = mean.outputs[0]
-        out.name, out.type = f"{node.outputs[0].name}/kept", node.outputs[0].type
-        out.shape = ir.Shape([1 if i in kept else d for i, d in enumerate(shape)])
-        held = self.maker.constant(node, "axes", np.array(sorted(kept), np.int64))
-        squeeze = ir.node("Squeeze", [out, held], name=f"{result_name(node)}/squeezed")
-        graph_of(node).insert_before(node, mean)
-        again = list(node.outputs[0].consumers())
-        substitute(node, squeeze)
-        return (*again, squeeze)
+        reduced = sorted({int(a) % len(shape) for a in axes})
+        kept = [i for i in range(len(shape)) if i not in reduced]
+        if attr(node, "keepdims", 1) and kept == [0, 1]:
+            return None
+        nodes: list[ir.Node] = []
+
+        def emit(
+            op: str, inputs: list[ir.Value | None], to: Sequence[int], **more: Any
+        ) -> ir.Value:
+            new = ir.node(op, inputs, more, name=f"{result_name(node)}/{op}_{len(nodes)}")
+            made: ir.Value = new.outputs[0]
+            made.name, made.type, made.shape = new.name, out.type, ir.Shape(to)
+            nodes.append(new)
+            return made
+
+        def reshape(value: ir.Value, to: Sequence[int]) -> ir.Value:
+            held = self.maker.constant(node, "shape", np.array(to, np.int64), ("shape", tuple(to)))
+            return emit("Reshape", [value, held], to)
+
+        value = x
+        order = kept + reduced
+        if order != list(range(len(shape))):
+            value = emit("Transpose", [value], [shape[i] for i in order], perm=order)
+        first = [shape[i] for i in kept]
+        if len(first) != 2:
+            first = [1, math.prod(first)]
+            value = reshape(value, (*first, math.prod(shape[i] for i in reduced)))
+        ones = [1] * (len(value.shape or ()) - 2)
+        value = reshape(emit("GlobalAveragePool", [value], (*first, *ones)), ends)
+        pool, last = nodes[-2], nodes[-1]
+        pool.name = node.name
+        graph_of(node).insert_before(node, nodes)
+        substitute(node, last)
+        return (*nodes, *last.outputs[0].consumers())
 
 
 def _existing(value: ir.Value, params: QuantParams) -> ir.Node | None:

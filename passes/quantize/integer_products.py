@@ -42,7 +42,8 @@ class Product:
     def make(self, maker: Maker, target: Target8 | None, z: Tensor8 | None = None) -> ir.Node:
         """The integer node: to 8 bits as `target` has it, or to real numbers."""
         # TensorFlow Lite's dense layers round once
-        rule = "fixed" if self.op == "MatMul" and maker.rounding == "tflite" else maker.rounding
+        dense = self.op == "MatMul" and self.bias is not None
+        rule = "fixed" if dense and maker.rounding == "tflite" else maker.rounding
         attributes = {"x_zero_point": self.x.zero, **self.attributes}
         residual: list[ir.Value] = []
         if target is None:

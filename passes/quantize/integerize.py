@@ -27,7 +27,7 @@ from effc.passes.quantize.integer_form import Maker, Target8, put, target8, tens
 from effc.passes.quantize.integer_moves import (
     ClampEarlier,
     DequantizeLater,
-    KeepReduced,
+    MeanAsPool,
     QuantizeEarlier,
     QuantizeOnce,
 )
@@ -94,7 +94,7 @@ class Integerize(Pass):
         for graph in list(graphs(model)):
             maker = Maker(self.rounding)
             moves = (
-                KeepReduced(maker),
+                MeanAsPool(maker),
                 QuantizeOnce(maker),
                 DequantizeLater(maker),
                 QuantizeEarlier(maker),

@@ -464,18 +464,28 @@ def test_functions_of_one_tensor(rng: np.random.Generator, body: str, expected: 
         ("v = AveragePool<kernel_shape=[2,2], pads=[1,0,0,1]>(r)", "1,3,4,4", ["i.AveragePool"]),
         ("v = GlobalAveragePool(r)", "1,3,1,1", ["i.GlobalAveragePool"]),
         ("v = ReduceMean(r, axes)", "1,3,1,1", ["i.GlobalAveragePool"]),
-        ("v = ReduceMean<keepdims=0>(r, axes)", "1,3", ["Squeeze", "i.GlobalAveragePool"]),
-        ("v = ReduceMean(r, other)", "1,1,4,4", None),
+        ("v = ReduceMean<keepdims=0>(r, axes)", "1,3", ["Reshape", "i.GlobalAveragePool"]),
+        (
+            "v = ReduceMean(r, other)",
+            "1,1,4,4",
+            ["Reshape"] * 2 + ["Transpose", "i.GlobalAveragePool"],
+        ),
+        ("v = ReduceMean(r, outer)", "1,1,1,4", ["Reshape", "Transpose", "i.GlobalAveragePool"]),
+        ("v = ReduceMean<keepdims=0>(r, last)", "1,3,4", ["Reshape"] * 2 + ["i.GlobalAveragePool"]),
     ],
 )
 def test_averages(rng: np.random.Generator, body: str, out: str, expected: Any) -> None:
-    more = {"axes": np.array([-1, 2]), "other": np.array([1])}
+    more = {
+        "axes": np.array([-1, 2]),
+        "other": np.array([1]),
+        "outer": np.array([1, 2]),
+        "last": np.array([-1]),
+    }
     model = one_tensor(body, out=out, **more)
     for options in OPTIONS:
         integer = integerize(model, options)
-        if expected is not None:
-            found = [o for o in ops(integer) if o != "i.Requantize"]
-            assert sorted(found) == sorted(expected)
+        found = [o for o in ops(integer) if o != "i.Requantize"]
+        assert sorted(found) == sorted(expected)
         held_to(model, integer, {"x": pixels(rng, (1, 3, 4, 4))})
 
 
