@@ -326,9 +326,10 @@ class _Lowering:
 
     def _map(self, group: Group) -> None:
         operands = group.operands
-        names = [self.read(v) for v in operands]
-        types = [self.program.tensors[n] for n in names]
         out = self.plan.type(group.outputs[0])
+        alike = out.layout if is_lookup(group.ops[0]) else None  # its kernel takes no other
+        names = [self.read(v, None if is_constant(v) else alike) for v in operands]
+        types = [self.program.tensors[n] for n in names]
 
         def make(name: str) -> Kernel:
             op, kernel = group.ops[0], None

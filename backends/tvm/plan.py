@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from effc.backends.tvm.grouping import Group, Op, is_constant, type_of
+from effc.backends.tvm.grouping import Group, Op, is_constant, is_lookup, type_of
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.layout import PLAIN, Layout, TensorType
 
@@ -250,6 +250,8 @@ class _Planner:
         if len(group.ops) == 1 and self._is_view_slice(group.ops[0]):
             return 0
         total = float(sum(t.bytes for t in operands if t.layout != out.layout and len(t.shape) > 2))
+        if is_lookup(group.ops[0]):
+            total = sum(2 * t.bytes + CALL_BYTES for t in operands if t.layout != out.layout)
         if not all(_keeps_channels(op) for op in group.ops):
             total += sum(t.bytes for t in (*operands, out) if t.layout.block)
         return total

@@ -196,7 +196,7 @@ class _Planner:
         if inner.out != 1:
             return None
         if self.piece.pad:
-            return self._tile(inner)
+            return self._rows() or self._tile(inner)
         permuted = self._permute() if self.size == 1 and self.shuffled == self.lanes else None
         if permuted is not None:
             return permuted
@@ -206,7 +206,7 @@ class _Planner:
             return self._repeat(inner) or self._splat(inner)
         if inner.source == -1:
             return self._reverse(inner)
-        return self._interleave(inner) or self._apart(inner) or self._tile(inner)
+        return self._rows() or self._interleave(inner) or self._apart(inner) or self._tile(inner)
 
     def _axes(self, outer: Sequence[Digit], *vectors: tuple[Digit, int]) -> tuple[_Axis, ...]:
         """Loops over digits one by one, then over others in steps."""
@@ -318,6 +318,32 @@ class _Planner:
                 self._store(r, r.pick(vectors, picks), out + offset, width)
 
         return self._made(self._axes(outer, (inner, width)), body)
+
+    def _rows(self) -> _Plan | None:
+        """Blocks of 16 bytes whose elements come from 16 rows that several digits name: tiles too."""
+        if self.size > 1:
+            return None
+        digits, places, span = [*self.outer, self.piece.digits[-1]], [0], 1
+        while digits and digits[-1].out == span and span * digits[-1].extent <= 16:
+            d = digits.pop()
+            places = [p + k * d.source for k in range(d.extent) for p in places]
+            span *= d.extent
+        by = max((d for d in digits if d.source == 1), key=lambda d: d.extent, default=None)
+        if (
+            span + self.piece.pad != 16
+            or len(digits) == len(self.outer)
+            or by is None
+            or by.extent < 16
+        ):
+            return None
+
+        def body(r: Registers, out: Expr, source: Expr) -> None:
+            loaded = [r.load(source + p if p else source, 16) for p in places]
+            loaded += [r.zero(16)] * self.piece.pad
+            for k, column in enumerate(r.transposed(loaded, 16)):
+                self._store(r, column, out + k * by.out, 16)
+
+        return self._made(self._axes([d for d in digits if d is not by], (by, 16)), body)
 
     def _tile(self, inner: Digit) -> _Plan | None:
         """Square tiles, transposed in registers."""

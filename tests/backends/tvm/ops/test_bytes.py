@@ -72,6 +72,23 @@ def test_movers(same_integers: Same, dtype: str, channels: int) -> None:
     same_integers(g.model(), g.feeds())
 
 
+def test_channel_shuffles(same_integers: Same) -> None:
+    """From and to rows and blocks, with whole and with broken last blocks."""
+    g = Graph(9)
+    for channels, groups in ((24, 2), (64, 2), (58, 2), (48, 3), (116, 4)):
+        shape, halves = (1, channels, 7, 9), (1, groups, channels // groups, 7, 9)
+        for start in (False, True):
+            for end in (False, True):
+                x = g.input("int8", shape)
+                x = g.blocked(x) if start else x
+                split = g.node("Reshape", [x, ints(g, *halves)], "int8", halves)
+                turned = (1, channels // groups, groups, 7, 9)
+                y = g.node("Transpose", [split], "int8", turned, perm=[0, 2, 1, 3, 4])
+                y = g.node("Reshape", [y, ints(g, *shape)], "int8", shape)
+                g.output(g.blocked(y) if end else y)
+    same_integers(g.model(), g.feeds())
+
+
 def test_a_concatenation_of_blocks_costs_nothing(same_integers: Same) -> None:
     g = Graph(1)
     parts = [g.blocked(g.input("uint8", (1, c, 5, 5))) for c in (32, 16, 20)]

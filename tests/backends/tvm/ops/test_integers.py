@@ -123,6 +123,21 @@ def test_lookup(same_integers: Same, shape: tuple[int, ...]) -> None:
     assert sum(c.template == "lookup" for c in program.calls) == 4
 
 
+def test_lookup_between_rows_and_blocks(same_integers: Same) -> None:
+    """Its own kernel, and a change of layout beside it."""
+    g = Graph(10)
+    table = g.constant(g.rng.permutation(256).astype(np.uint8))
+    for first in (False, True):
+        x = g.input("uint8", (1, 58, 30, 30))
+        y = g.integer("Lookup", [g.blocked(x) if first else x, table], "uint8", (1, 58, 30, 30))
+        flat = g.constant(np.array([1, -1], np.int64))
+        g.output(g.node("Reshape", [y, flat], "uint8", (1, 58 * 900)) if first else g.blocked(y))
+    program = same_integers(g.model(), g.feeds())
+    for call in program.calls:
+        if call.template == "lookup":
+            assert len({program.tensors[a].layout for a in call.args[:2]}) == 1
+
+
 POOLS: list[tuple[int, tuple[int, int], dict[str, Any]]] = [
     (32, (9, 9), {"kernel_shape": [3, 3], "strides": [2, 2]}),
     (37, (8, 11), {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 1, 1, 0]}),
