@@ -44,6 +44,9 @@ PASSES = Registry(
         "narrow-weights": "effc.passes.quantize.narrow_weights:NarrowWeights",
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
         "lower-qoperators": "effc.passes.quantize.lower_qoperators:LowerQoperators",
+        # compress
+        "prune-weights": "effc.passes.compress.prune_weights:PruneWeights",
+        "palettize": "effc.passes.compress.palettize:Palettize",
         "integerize": "effc.passes.quantize.integerize:Integerize",
     },
 )

@@ -12,6 +12,8 @@ import onnxruntime as ort
 from effc.core.ir import Array
 from effc.core.shapes import Names, write_node, write_value
 
+_NUMPY_TYPES = frozenset(np.dtype(c) for c in "?bBhHiIlLqQefdFDUSO")
+
 
 def evaluate(
     nodes: Sequence[ir.Node],
@@ -59,6 +61,10 @@ def _run(
     inputs = dict.fromkeys(v for n in nodes for v in n.inputs if v is not None and v in feeds)
     for value in inputs:
         array = feeds[value]
+        if array.dtype not in _NUMPY_TYPES:  # four-bit integers: no array of them can be fed
+            tensor = ir.tensor(array, name=names[value])
+            proto.graph.initializer.append(ir.serde.serialize_tensor(tensor))
+            continue
         dtype = int(ir.DataType.from_numpy(array.dtype))
         proto.graph.input.append(
             onnx.helper.make_tensor_value_info(names[value], dtype, array.shape)
@@ -74,6 +80,7 @@ def _run(
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    arrays = {names[v]: np.asarray(feeds[v], order="C") for v in inputs}
+    fed = [v for v in inputs if feeds[v].dtype in _NUMPY_TYPES]
+    arrays = {names[v]: np.asarray(feeds[v], order="C") for v in fed}
     results = session.run([names[v] for v in wanted], arrays)
     return {v: np.asarray(r) for v, r in zip(wanted, results, strict=True)}

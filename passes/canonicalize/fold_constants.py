@@ -133,7 +133,7 @@ class _Fold:
             if value is None or value in self.made:
                 continue
             tensor = value.const_value
-            if tensor is None or value.is_graph_input() or not _native(tensor.dtype):
+            if tensor is None or value.is_graph_input() or not _readable(tensor.dtype):
                 return False
         if node.op_type == "Constant":
             return False
@@ -219,6 +219,10 @@ def _native(dtype: ir.DataType | None) -> bool:
         return dtype is not None and np.dtype(dtype.numpy()) in _NATIVE
     except TypeError:  # strings and undefined have no numpy type
         return False
+
+
+def _readable(dtype: ir.DataType | None) -> bool:
+    return _native(dtype) or dtype in (ir.DataType.UINT4, ir.DataType.INT4)
 
 
 def _sized(node: ir.Node) -> bool:
