@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -43,12 +44,16 @@ def _observe(
 ) -> None:
     inputs = {str(v.name) for v in model.graph.inputs}
     names = dict.fromkeys(str(v.name) for values, _ in watched for v in values)
-    with OnnxRuntimeRunner(
-        with_outputs(model, [n for n in names if n not in inputs]),
-        threads=len(os.sched_getaffinity(0)),
-    ) as runner:
+    computed = [n for n in names if n not in inputs]
+    with contextlib.ExitStack() as stack:
+        runner = None
+        if computed:
+            threads = len(os.sched_getaffinity(0))
+            runner = stack.enter_context(
+                OnnxRuntimeRunner(with_outputs(model, computed), threads=threads)
+            )
         for feeds in samples:
-            found = {**feeds, **runner.infer(feeds)}
+            found = {**feeds, **(runner.infer(feeds) if runner is not None else {})}
             for values, observer in watched:
                 observer.see([_finite(str(v.name), found[str(v.name)]) for v in values])
 

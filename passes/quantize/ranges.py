@@ -4,7 +4,8 @@ min-max         the least and the greatest number
 moving-average  the same, averaged over the samples (momentum 0.1), as TensorFlow's fake quantization
 percentile      cut so that at most 0.01 % of the numbers are clipped at each end that has a tail
 mse             the range that quantizes with the least mean squared error
-entropy         the range that keeps the most information: least KL divergence (Migacz 2017, for TensorRT)
+entropy         the range that keeps the most information: least KL divergence (Migacz 2017, for TensorRT);
+                everything where fewer than 4,096 numbers other than 0 were seen
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from effc.passes.quantize.observe import Histogram, MinMax, Observer
 CALIBRATORS = ("min-max", "moving-average", "percentile", "mse", "entropy")
 MOMENTUM = 0.1
 PERCENTILE = 99.99
+# fewer numbers than this are no distribution: most bins hold none or one, and entropy would cut anything
+LEAST_COUNT = 4096
 
 Floats = npt.NDArray[np.float64]
 Range = tuple[float, float]
@@ -53,6 +56,8 @@ def choose_range(
         return _percentile(seen, percentile)
     if calibrator == "mse":
         return _search(seen, levels, symmetric, _squared_error)
+    if seen.counts.sum() < LEAST_COUNT:
+        return _full(seen)
     return _search(seen, levels, symmetric, _divergence)
 
 
