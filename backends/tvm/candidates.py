@@ -11,13 +11,12 @@ from typing import Protocol
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, tile_axis
-from effc.backends.tvm.kernels.blocking import even, fits
+from effc.backends.tvm.kernels.blocking import even
 from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.conv import ConvSpec, conv_axes, direct_of, is_depthwise
 from effc.backends.tvm.kernels.depthwise import VARIANTS as EDGES
 from effc.backends.tvm.kernels.depthwise import positions, task_rows, widest_tile
 from effc.backends.tvm.kernels.direct import VARIANTS, Direct, Phase
-from effc.backends.tvm.kernels.direct_emission import BODY
 from effc.backends.tvm.kernels.gemm import GemmSpec, gemm_of
 from effc.backends.tvm.layout import TensorType
 
@@ -79,7 +78,11 @@ class DirectSpace:
         phase = self.phase(blocking)
         widest = max(t.width for t in phase.tiles)
         blocks = max(r.width for r in phase.chunks)
-        if phase.dynamic or len(phase.tiles) > VARIANTS or not fits(direct.isa, widest, blocks):
+        if (
+            phase.dynamic
+            or len(phase.tiles) > VARIANTS
+            or not direct.rule.fits(direct.isa, widest, blocks)
+        ):
             return None
         if not direct.native and blocks > 1:
             return None
@@ -87,10 +90,11 @@ class DirectSpace:
         return phase.tiles, phase.chunks, phase.group_tiles, phase.stationary, unroll
 
     def _unroll(self, phase: Phase) -> int:
-        """Channels in the innermost body of the widest tile."""
+        """Steps in the innermost body of the widest tile."""
         size = max(t.width for t in phase.tiles) * max(r.width for r in phase.chunks)
         channels = min(self.direct.channels, self.direct.lanes)
-        most = min(phase.unroll or max(1, BODY // size), channels)
+        channels = -(-channels // self.direct.quantum)
+        most = min(phase.unroll or max(1, self.direct.rule.body // size), channels)
         return max(u for u in range(1, most + 1) if channels % u == 0)
 
     @cached_property

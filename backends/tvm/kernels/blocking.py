@@ -10,7 +10,6 @@ from effc.backends.tvm.isa import Isa
 STREAM = 24.0  # bytes a cycle that the second-level cache delivers while FMAs run
 FAR = 12.0  # and what comes from beyond it
 LATENCY = 4.0  # cycles of an FMA
-STORE = 1.5  # cycles from an accumulator to a stored vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,32 +45,51 @@ def chunk_runs(blocks: int, parts: int, lanes: int, last_valid: int) -> tuple[Ru
     return tuple(runs)
 
 
-def fits(isa: Isa, pixels: int, blocks: int) -> bool:
-    """Whether accumulators, weights and input values stay in registers.
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What register tiles of a kind of kernel fit, and what their stores cost; here those of float32."""
 
-    x86 broadcasts one input value at a time; NEON multiplies by an element of a vector, and LLVM then
-    keeps a vector of input channels for each pixel.
-    """
-    inputs = pixels if isa.name == "neon" else 1
-    return pixels * blocks + blocks + inputs <= isa.registers - 1
+    body: int = 120  # products in the innermost loop's body
+
+    def fits(self, isa: Isa, pixels: int, blocks: int) -> bool:
+        """Whether accumulators, weights and input values stay in registers.
+
+        x86 broadcasts one input value at a time; NEON multiplies by an element of a vector, and LLVM
+        then keeps a vector of input channels for each pixel.
+        """
+        inputs = pixels if isa.name == "neon" else 1
+        return pixels * blocks + blocks + inputs <= isa.registers - 1
+
+    def step_cycles(self, isa: Isa, pixels: int, blocks: int) -> float:
+        """Cycles of the arithmetic of a reduction step."""
+        return pixels * blocks / 2
+
+    def store_cycles(self, pixels: int, blocks: int) -> float:
+        """Cycles from the accumulators to memory."""
+        return 1.5 * pixels * blocks
 
 
-def step_cycles(isa: Isa, pixels: int, blocks: int, *, streamed: bool) -> float:
+FLOATS = Rule()
+
+
+def step_cycles(
+    isa: Isa, pixels: int, blocks: int, *, streamed: bool, rule: Rule = FLOATS
+) -> float:
     """Cycles of one reduction step (one input channel of one tap) of a register tile.
 
     `streamed`: the weights come from the second-level cache.
     """
-    fmas = pixels * blocks / 2
+    work = rule.step_cycles(isa, pixels, blocks)
     loads = (pixels + blocks) / 2
     stream = blocks * isa.lanes * 4 / STREAM if streamed else 0.0
-    return max(fmas, loads, LATENCY, stream) + 0.1 * (loads + stream)
+    return max(work, loads, LATENCY, stream) + 0.1 * (loads + stream)
 
 
-def tile_cycles(isa: Isa, pixels: int, blocks: int, steps: int, store: float = STORE) -> float:
+def tile_cycles(isa: Isa, pixels: int, blocks: int, steps: int, rule: Rule = FLOATS) -> float:
     """Cycles of one register tile: `steps` reduction steps, set-up and the store."""
     streamed = blocks * steps * isa.lanes * 4 > isa.l1 // 2
-    each = step_cycles(isa, pixels, blocks, streamed=streamed)
-    return steps * each + 20 + store * pixels * blocks
+    each = step_cycles(isa, pixels, blocks, streamed=streamed, rule=rule)
+    return steps * each + 20 + rule.store_cycles(pixels, blocks)
 
 
 def choose(
@@ -82,16 +100,16 @@ def choose(
     *,
     most: int | None = None,
     reread: int = 0,
-    store: float = STORE,
+    rule: Rule = FLOATS,
 ) -> tuple[int, int]:
     """The widest tile and the number of chunks that cost least.
 
     `counts[n]` is the number of runs of n adjacent output positions; a run is cut into even tiles.
     `most` bounds the blocks of a chunk; `reread` bytes come from beyond the second-level cache for
-    every chunk; `store` cycles take an accumulator to memory.
+    every chunk.
     """
     found = min(
-        costs(isa, counts, blocks, steps, most=most, reread=reread, store=store),
+        costs(isa, counts, blocks, steps, most=most, reread=reread, rule=rule),
         key=lambda c: c[0],
         default=(0.0, 1, blocks),
     )
@@ -106,7 +124,7 @@ def costs(
     *,
     most: int | None = None,
     reread: int = 0,
-    store: float = STORE,
+    rule: Rule = FLOATS,
 ) -> Iterator[tuple[float, int, int]]:
     """Cycles, widest tile and number of chunks of every blocking that fits; arguments as of `choose`."""
     for parts in range(1, blocks + 1):
@@ -114,7 +132,7 @@ def costs(
         if chunks[0] > (most or blocks):
             continue
         for width in range(1, isa.registers):
-            if not fits(isa, width, chunks[0]):
+            if not rule.fits(isa, width, chunks[0]):
                 break
             cycles = parts * reread / FAR
             for length, times in counts.items():
@@ -122,5 +140,5 @@ def costs(
                 for t in set(tiles):
                     for u in set(chunks):
                         number = tiles.count(t) * chunks.count(u) * times
-                        cycles += number * tile_cycles(isa, t, u, steps, store)
+                        cycles += number * tile_cycles(isa, t, u, steps, rule)
             yield cycles, width, parts

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, Tile, merge, tile_axis
-from effc.backends.tvm.kernels.blocking import STORE, Run, choose, chunk_runs, costs
+from effc.backends.tvm.kernels.blocking import FLOATS, Rule, Run, choose, chunk_runs, costs
 from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.loops import spatial_strides
 from effc.backends.tvm.layout import TensorType
@@ -139,9 +139,9 @@ class Direct:
         return 4
 
     @property
-    def store_cycles(self) -> float:
-        """Cycles from an accumulator to memory."""
-        return STORE
+    def rule(self) -> Rule:
+        """Which register tiles fit."""
+        return FLOATS
 
     def steps(self, axes: tuple[Axis, ...]) -> int:
         """Steps of a register tile."""
@@ -221,7 +221,7 @@ class Direct:
             steps,
             most=None if self.native else 1,
             reread=pixels if large else 0,
-            store=self.store_cycles,
+            rule=self.rule,
         )
         return list(found)
 
@@ -240,9 +240,7 @@ class Direct:
         tiles = tile_axis(inner, width)
         dynamic = len(tiles) > VARIANTS
         if dynamic:
-            width, parts = choose(
-                self.isa, {1: 1}, self.blocks, steps, most=most, store=self.store_cycles
-            )
+            width, parts = choose(self.isa, {1: 1}, self.blocks, steps, most=most, rule=self.rule)
             tiles = (Tile(0, 1, inner.count, ((True,),) * len(inner.taps)),)
         last = (self.output.shape[1] - 1) % self.lanes + 1
         chunks = chunk_runs(self.blocks, parts, self.lanes, last)

@@ -21,7 +21,6 @@ from effc.backends.tvm.program import Kernel
 
 Expr = Any
 Stmt = Any
-BODY = 120  # FMAs in the innermost loop's body
 
 
 def direct_kernel(direct: Direct, name: str, epilogue: Epilogue) -> Kernel:
@@ -305,7 +304,7 @@ class Emission:
         size = sum(valid) * ctx.run.width
         inside = all(all(v) for v in ctx.tile.valid)
         most = steps if inside or steps < 4 else steps // 2
-        longest = ctx.phase.unroll or max(1, BODY // max(size, 1))
+        longest = ctx.phase.unroll or max(1, d.rule.body // max(size, 1))
         unroll = max(u for u in range(1, min(most, longest) + 1) if steps % u == 0)
         xv, wv = tirx.Var("xi", "int32"), tirx.Var("wi", "int32")
 
@@ -320,7 +319,7 @@ class Emission:
                 )
             return tir.seq(*stmts)
 
-        if unroll == steps:
+        if unroll == steps and (inside or q == 1):
             return group(int32(0))
         extent: Expr = int32(steps // unroll)
         if not inside:

@@ -2,8 +2,9 @@
 
 Four pixels of a block are loaded as one vector and turned so that each lane holds four bytes of its
 channel; a dot product with the weights that meet them is then up to four taps. The same turned vector
-serves several outputs, with the weights shifted ("patterns"). Where a row is shorter than four pixels,
-or taps do not lie side by side, each tap is a step of its own on widened bytes.
+serves several outputs, with the weights shifted ("patterns"). Without VNNI, where a row is shorter than
+four pixels, or where taps do not lie side by side, each tap is a multiply-add of float32: sums below
+2^24 are exact there too. (Products of int16 cost twice the instructions.)
 """
 
 from __future__ import annotations
@@ -29,9 +30,6 @@ from effc.backends.tvm.kernels.int8_dot import (
     QUAD,
     arrange,
     dp,
-    is_x86,
-    madd,
-    pmaddwd,
     read,
     scheme,
     weight_dtype,
@@ -46,6 +44,7 @@ from effc.backends.tvm.program import Kernel
 Expr = Any
 Stmt = Any
 Array = npt.NDArray[Any]
+EXACT = (1 << 24) // (255 * 128)  # taps whose sum float32 holds
 Pattern = tuple[int, int, int, int]  # the tap that meets each of four pixels; -1: none
 
 
@@ -116,6 +115,11 @@ class DepthwisePlan:
     dynamic: bool
 
     @property
+    def tap_dtype(self) -> str:
+        """The type in which taps are added up one by one."""
+        return "float32" if math.prod(len(a.taps) for a in self.axes) <= EXACT else "int32"
+
+    @property
     def rows_of_taps(self) -> int:
         """Taps of all axes but the innermost one."""
         return math.prod(len(a.taps) for a in self.axes[:-1])
@@ -127,7 +131,7 @@ def depthwise_plan(spec: ConvSpec, isa: Isa) -> DepthwisePlan:
     axes = conv_axes(spec)
     inner = axes[-1]
     own = spec.blocking.tile if spec.blocking else None
-    if is_x86(isa):
+    if scheme(isa) == "vnni":
         tiles = tile_axis(inner, own or isa.registers - 6)
         covers = [cover(inner, t) for t in tiles]
         if len(tiles) <= VARIANTS and all(c is not None for c in covers):
@@ -142,14 +146,14 @@ def depthwise_plan(spec: ConvSpec, isa: Isa) -> DepthwisePlan:
 
 def pack_int_depthwise(spec: ConvSpec, isa: Isa, weight: Array) -> Array:
     """[C, 1, *kernel] int8 -> [block, row of taps, pattern, lane, 4] (`arrange` d), or
-    [block, taps, lane] int16; zeros past C."""
+    [block, taps, lane] of numbers of the type `tap_dtype`; zeros past C."""
     plan = depthwise_plan(spec, isa)
     channels, lanes = weight.shape[0], isa.lanes
     flat = weight.reshape(channels, plan.rows_of_taps, -1)
     flat = np.pad(flat, ((0, -channels % lanes), (0, 0), (0, 0)))
     blocks = flat.reshape(-1, lanes, *flat.shape[1:])  # block, lane, row, tap
     if plan.patterns is None:
-        return np.ascontiguousarray(np.moveaxis(blocks, 1, -1).astype(np.int16)).ravel()
+        return np.ascontiguousarray(np.moveaxis(blocks, 1, -1).astype(plan.tap_dtype)).ravel()
     with_none = np.concatenate([blocks, np.zeros_like(blocks[..., :1])], axis=-1)
     picked = with_none[..., np.asarray(plan.patterns).reshape(-1, QUAD)]  # ..., pattern, 4
     return arrange(np.moveaxis(picked, 1, -2), isa)
@@ -186,7 +190,7 @@ class IntegerDepthwise:
         self.row_weights = lanes * (
             len(plan.axes[-1].taps) if plan.patterns is None else QUAD * len(plan.patterns)
         )
-        kind = "int16" if plan.patterns is None else weight_dtype(isa)
+        kind = weight_dtype(isa) if plan.patterns is not None else plan.tap_dtype
         epilogue = with_residual(self.how, self.epilogue)
         given = {
             "out": spec.output,
@@ -204,7 +208,8 @@ class IntegerDepthwise:
         self.turned = tir.local("turned", QUAD * lanes, "uint8")
         found = len(positions(plan.axes[-1], width))
         self.reuse = plan.patterns is None and found + width + 2 <= isa.registers
-        self.wide = tir.local("wide", (found if self.reuse else 1) * lanes, "int32")
+        self.wide = tir.local("wide", (found if self.reuse else 1) * lanes, plan.tap_dtype)
+        self.sums = tir.local("sums", width * lanes, plan.tap_dtype)
         store = Store(spec.output, named["out"], epilogue, self.buffers[5:], lanes, 1)
         residual = named.get("e0") if self.how.z is not None else None
         self.ends = IntegerStore(isa, self.how, store, self.acc, named["m"], residual)
@@ -218,7 +223,7 @@ class IntegerDepthwise:
             task = tirx.Var("task", "int32")
             return tirx.For(task, begin, end - begin, tir.SERIAL, self._task(task, order))
 
-        registers = [self.acc, self.turned, self.wide, *self.ends.locals]
+        registers = [self.acc, self.sums, self.turned, self.wide, *self.ends.locals]
         func = tir.prim_func(self.name, self.buffers, body, registers)
         macs = math.prod(spec.output.shape) * taps
         return Kernel(self.name, func, n * blocks * pieces, tuple(given.values()), 1, macs)
@@ -286,8 +291,12 @@ class IntegerDepthwise:
             self.blocks * lanes,
             at["block"] * lanes,
         )
+        quads, kind = self.plan.patterns is not None, f"{self.plan.tap_dtype}x{lanes}"
         for i, row in enumerate(rows):
-            stmts.append(write(self.acc, read(self.bias, row, lanes), i * lanes, lanes))
+            if quads:
+                stmts.append(write(self.acc, read(self.bias, row, lanes), i * lanes, lanes))
+            else:
+                stmts.append(write(self.sums, tirx.const(0, kind), i * lanes, lanes))
         column = position * inner.stride + inner.offset
 
         def nest(i: int, x: Expr, w: Expr) -> Stmt:
@@ -304,6 +313,9 @@ class IntegerDepthwise:
             return tir.loop(f"k{i}", extent, tap, begin=lo)
 
         stmts.append(nest(0, x0, w0))
+        for i, row in enumerate(() if quads else rows):
+            total = tirx.Cast(f"int32x{lanes}", read(self.sums, i * lanes, lanes))
+            stmts.append(write(self.acc, total + read(self.bias, row, lanes), i * lanes, lanes))
         index = [at["n"], at["block"] * lanes, *spot]
         items = [
             Item(i * lanes, at["block"] * lanes, [*index, position + i]) for i in range(tile.width)
@@ -356,13 +368,8 @@ class IntegerDepthwise:
             for i, pattern in quads.uses:
                 at = w + self.plan.patterns.index(pattern) * size
                 total, value = read(self.acc, i * lanes, lanes), read(self.turned, 0, size)
-                if scheme(isa) == "vnni":
-                    value = tirx.reinterpret(f"int8x{size}", value)
-                    total = dp(isa, total, value, read(self.w, at, size))
-                else:
-                    value = tirx.reinterpret(f"int16x{size // 2}", value)
-                    even, odd = (read(self.w, at + k * size // 2, size // 2) for k in (0, 1))
-                    total = madd(isa, total, value, even, odd)
+                value = tirx.reinterpret(f"int8x{size}", value)
+                total = dp(isa, total, value, read(self.w, at, size))
                 stmts.append(write(self.acc, total, i * lanes, lanes))
         return stmts
 
@@ -388,16 +395,10 @@ class IntegerDepthwise:
         value = tirx.reinterpret(f"uint8x{self.lanes}", read(self.x, at, self.lanes))
         if self.signed:
             value = value ^ tirx.const(128, f"uint8x{self.lanes}")
-        return tirx.Cast(f"int32x{self.lanes}", value)
+        wide = tirx.Cast(f"int32x{self.lanes}", value)
+        return tirx.Cast(f"{self.plan.tap_dtype}x{self.lanes}", wide)
 
     def _single(self, value: Expr, pixel: int, w: Expr) -> Stmt:
         lanes = self.lanes
-        weight = tirx.Cast(f"int32x{lanes}", read(self.w, w, lanes))
-        total = read(self.acc, pixel * lanes, lanes)
-        if is_x86(self.isa):  # the upper half of a widened byte is zero
-            halves = f"int16x{2 * lanes}"
-            parts = (tirx.reinterpret(halves, v) for v in (value, weight))
-            total = total + pmaddwd(self.isa, *parts)
-        else:
-            total = total + value * weight
-        return write(self.acc, total, pixel * lanes, lanes)
+        total = read(self.sums, pixel * lanes, lanes) + value * read(self.w, w, lanes)
+        return write(self.sums, total, pixel * lanes, lanes)

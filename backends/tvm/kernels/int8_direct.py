@@ -9,13 +9,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.blocking import Rule
 from effc.backends.tvm.kernels.direct import Direct, Source
 from effc.backends.tvm.kernels.gemm import Product
-from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, weight_dtype
+from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, scheme, weight_dtype
 from effc.backends.tvm.kernels.loops import int32
 
 Array = npt.NDArray[Any]
 Expr = Any
+
+
+class IntegerRule(Rule):
+    """Fewer accumulators than of floats: requantization and products of int16 need registers too."""
+
+    def fits(self, isa: Isa, pixels: int, blocks: int) -> bool:
+        """Measured: with 24 accumulators of 32 registers LLVM spills where tiles are short.
+
+        Without VNNI there are two vectors of weights a block, and two halves of a pixel, which LLVM
+        keeps beside products and a mask.
+        """
+        accumulators = pixels * blocks
+        if scheme(isa) == "madd" and (blocks > 2 or accumulators + 2 * blocks > isa.registers - 6):
+            return False
+        return accumulators + blocks <= isa.registers - (10 if isa.registers == 32 else 5)
+
+    def step_cycles(self, isa: Isa, pixels: int, blocks: int) -> float:
+        """One instruction an accumulator with VNNI; else two products, two sums, and halves of pixels."""
+        if scheme(isa) == "vnni":
+            return pixels * blocks / 2
+        return (4 * pixels * blocks + 2 * pixels) / 3
+
+    def store_cycles(self, pixels: int, blocks: int) -> float:
+        """Conversion, multiplication, bound and rounding of each; four, two or one are packed at once."""
+        fours, rest = divmod(pixels, 4)
+        return blocks * (8.0 * fours + (0.0, 5.0, 7.0, 11.0)[rest])
+
+
+INTEGERS = IntegerRule()
+LONG = IntegerRule(body=24)  # a step of four instructions
 
 
 class Integer(Direct):
@@ -32,9 +64,9 @@ class Integer(Direct):
         return QUAD * np.dtype(weight_dtype(self.isa)).itemsize
 
     @property
-    def store_cycles(self) -> float:
-        """Conversion, multiplication, bound, rounding, packing."""
-        return 3.0
+    def rule(self) -> Rule:
+        """Tiles of bytes."""
+        return INTEGERS if scheme(self.isa) == "vnni" else LONG
 
     @property
     def output_channels(self) -> int:

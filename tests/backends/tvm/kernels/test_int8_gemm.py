@@ -1,0 +1,87 @@
+"""Integer products with constant weights, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm")
+
+from effc.backends.tvm.isa import Isa  # noqa: E402
+from effc.backends.tvm.kernels import int8_dot, int8_store  # noqa: E402
+from effc.backends.tvm.kernels.int8_gemm import (  # noqa: E402
+    IntGemmSpec,
+    int_gemm,
+    pack_int_gemm,
+)
+from effc.backends.tvm.kernels.int8_store import Requantize  # noqa: E402
+from effc.backends.tvm.layout import TensorType  # noqa: E402
+
+from .int8 import HOST, bytes_of, finish, integer_isas, multipliers  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Product:
+    """x [*rows, k] @ w [k, n]."""
+
+    rows: tuple[int, ...]
+    k: int
+    n: int
+    zero_point: int = 0
+    how: Requantize = field(default_factory=lambda: Requantize("uint8"))
+    dtype: str = "uint8"
+    residual: bool = False
+    one_multiplier: bool = False
+
+    @property
+    def spec(self) -> IntGemmSpec:
+        """The kernel's."""
+        out = (*self.rows, self.n)
+        how = replace(self.how, z=TensorType(out, "uint8")) if self.residual else self.how
+        x = TensorType((*self.rows, self.k), self.dtype)
+        return IntGemmSpec(x, TensorType(out, how.dtype), self.zero_point, how)
+
+
+PRODUCTS = {
+    "vector": Product((1,), 40, 100, 128),
+    "vector-odd": Product((1,), 7, 5, 3, Requantize("uint8", 30, 31, 200)),
+    "rows": Product((9,), 21, 64, 255, Requantize("int8", -7, -120, 127)),
+    "rows-odd": Product((2, 5), 50, 39, 17),
+    "wide": Product((6,), 16, 130, how=Requantize("uint8", 5)),
+    "signed": Product((5,), 19, 33, -128, dtype="int8"),
+    "real": Product((3,), 20, 20, 9, Requantize("float32"), one_multiplier=True),
+    "residual": Product(
+        (7,), 24, 40, 9, Requantize("uint8", 8, 8, 255, None, 77, 0.81), residual=True
+    ),
+    "single": Product((3,), 1, 1, 2),
+}
+
+
+def check(compiled: Any, isa: Isa) -> None:
+    names = {k: "g_" + k.replace("-", "_") for k in PRODUCTS}
+    run = compiled(isa, [int_gemm(p.spec, names[k], isa) for k, p in PRODUCTS.items()])
+    for i, (name, p) in enumerate(PRODUCTS.items()):
+        rng = np.random.default_rng(i)
+        x = bytes_of(rng, (*p.rows, p.k), p.dtype)
+        w = bytes_of(rng, (p.k, p.n), "int8")
+        bias = rng.integers(-9999, 9999, p.n).astype(np.int32)
+        m = multipliers(rng, 1 if p.one_multiplier else p.n, p.k)
+        z = bytes_of(rng, (*p.rows, p.n), "uint8") if p.residual else None
+        arrays = [x, *pack_int_gemm(p.spec, isa, w, bias, m)]
+        found = run(names[name], *arrays, *([] if z is None else [z]))
+        acc = (x.astype(np.int64) - p.zero_point) @ w.astype(np.int64) + bias
+        np.testing.assert_array_equal(found, finish(p.how, acc, m, z), f"{name} on {isa.name}")
+
+
+@pytest.mark.parametrize("isa", integer_isas(), ids=lambda isa: isa.name)
+def test_products(compiled: Any, isa: Isa) -> None:
+    check(compiled, isa)
+
+
+def test_plain_arithmetic(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (int8_dot, int8_store):
+        monkeypatch.setattr(module, "is_x86", lambda isa: False)
+    check(compiled, replace(HOST, name="plain", lanes=4))
