@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.integers.rounding import common_multipliers
+from effc.core.integers.rounding import common_multipliers, multiplier_for, requantize
 from effc.core.ir import Array, attr, const, is_op, shape_of
 from effc.core.quant import integer_range
 from effc.passes.canonicalize.evaluate import evaluate
@@ -132,6 +132,8 @@ def lookup(target: Target8, opset: int, maker: Maker) -> ir.Node | None:
     if found is None:
         return None
     nodes, x = found
+    if maker.rounding == "tflite" and [n.op_type for n in nodes[:-1]] == ["LeakyRelu"]:
+        return _lookup_of(nodes[0], x, _tflite_leaky_relu(nodes[0], x, target), target, maker)
     low, high = integer_range(x.params.dtype)
     every = np.arange(low, high + 1).astype(x.params.zero_point.dtype)
     feeds: dict[ir.Value, Array] = {}
@@ -148,9 +150,27 @@ def lookup(target: Target8, opset: int, maker: Maker) -> ir.Node | None:
     table = evaluate(nodes, feeds, [output], opset).get(output)
     if table is None or table.shape != (256,):
         return None
+    return _lookup_of(nodes[-2], x, table, target, maker)
+
+
+def _lookup_of(node: ir.Node, x: Tensor8, table: Array, target: Target8, maker: Maker) -> ir.Node:
     held = maker.constant(target.node, "table", table, ("table", table.tobytes(), table.dtype.str))
     attributes = {"x_zero_point": x.zero, **target.attributes}
-    return maker.node(nodes[-2], "Lookup", [x.value, held], attributes)
+    return maker.node(node, "Lookup", [x.value, held], attributes)
+
+
+def _tflite_leaky_relu(node: ir.Node, x: Tensor8, target: Target8) -> Array:
+    """TensorFlow Lite requantizes each sign by a multiplier of its own, made in float32."""
+    low, high = integer_range(x.params.dtype)
+    every = np.arange(low, high + 1) - x.zero
+    scale, out = x.params.scale, target.params.scale
+    slope = np.float32(attr(node, "alpha", 0.01))
+    ends = (int(target.params.zero_point), target.low, target.high)
+    rising, falling = (
+        requantize(every, multiplier_for("tflite", real), *ends, "tflite")
+        for real in (scale / out, scale * slope / out)
+    )
+    return np.where(every >= 0, rising, falling).astype(target.params.zero_point.dtype)
 
 
 def _formula(end: ir.Node) -> tuple[list[ir.Node], Tensor8] | None:
