@@ -73,14 +73,24 @@ def recover(model: ir.Model, bench: Workbench, judge: Judge, scheme: str) -> Rec
     assert best is not None
     if "adaround" not in options.skip and best.score.sqnr_db < ENOUGH_SQNR_DB:
         bench.progress("adaround", 0.4)
-        begun = time.monotonic()
-        candidate = clone(best.model)
-        _, records = bench.run(candidate, "adaround")
-        score = judge.score(candidate)
-        notes.append(_note("adaround", score, time.monotonic() - begun))
-        if score.sqnr_db > best.score.sqnr_db:
-            best = Recovered(candidate, f"{best.text},adaround", best.records + records, score, ())
+        best, note = _round(best, bench, judge)
+        notes.append(note)
     return Recovered(best.model, best.text, best.records, best.score, tuple(notes))
+
+
+def _round(best: Recovered, bench: Workbench, judge: Judge) -> tuple[Recovered, str]:
+    """`best` with learned rounding where that helps, and what to say about it."""
+    begun = time.monotonic()
+    candidate = clone(best.model)
+    try:
+        _, records = bench.run(candidate, "adaround")
+    except EffcError as error:
+        return best, f"adaround: {error} ({error.hint})"
+    score = judge.score(candidate)
+    note = _note("adaround", score, time.monotonic() - begun)
+    if score.sqnr_db <= best.score.sqnr_db:
+        return best, f"{note}: left out"
+    return Recovered(candidate, f"{best.text},adaround", best.records + records, score, ()), note
 
 
 def _note(label: str, score: Score, seconds: float) -> str:
