@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 
 from effc.backends.coreml.convert.call import NUMPY, Call, Refusal, Var
-from effc.core.ir import Array
+from effc.core.ir import Array, const, is_op
 from effc.core.quant import QuantParams, integer_range
 
 SMALL = 1024  # elements: a smaller constant is not worth a compressed form
@@ -94,16 +95,69 @@ def _mil(array: Array, name: str) -> Array:
 
 
 def palette(c: Call) -> Var | None:
-    """Gather(palette [K], indices), both constant: a palettized weight; None where it is none."""
-    lut, indices = c.const(0), c.const(1)
-    if lut is None or indices is None or lut.ndim != 1 or c.attr("axis", 0) not in (0, -1):
+    """Gather(palette, indices), both constant: a palettized weight; None where it is none.
+
+    The indices may be cast, and with groups of channels they have the places of their palettes added:
+    Gather(palettes, Add(Cast(indices), starts)), as the pass palettize writes it.
+    """
+    lut = c.const(0)
+    if lut is None or lut.ndim != 1 or c.attr("axis", 0) not in (0, -1):
         return None
-    if lut.dtype not in (np.float32, np.float16) or indices.size < SMALL:
+    found = _indices(c.value(1))
+    if found is None or lut.dtype not in (np.float32, np.float16):
         return None
-    if lut.size > 256 or not 1 <= indices.ndim <= 5 or np.any(indices < 0):
+    indices, starts = found
+    if indices.size < SMALL or not 1 <= indices.ndim <= 5 or np.any(indices < 0):
         return None
+    if starts is None:
+        if lut.size > 256:
+            return None
+        c.scope.count("palettized weights")
+        return _table(c, indices, lut.astype(c.numpy()))
+    return _grouped(c, indices, starts, lut.astype(c.numpy()))
+
+
+def _indices(value: ir.Value) -> tuple[Array, Array | None] | None:
+    """Constant indices, and what is added to them by channel."""
+    array = const(value)
+    if array is not None:
+        return array.astype(np.int64), None
+    node = value.producer()
+    if is_op(node, "Cast") and node is not None and node.inputs[0] is not None:
+        array = const(node.inputs[0])
+        return None if array is None else (array.astype(np.int64), None)
+    if is_op(node, "Add") and node is not None:
+        starts = const(node.inputs[1])
+        first = None if node.inputs[0] is None else _indices(node.inputs[0])
+        if starts is not None and first is not None and first[1] is None:
+            return first[0], starts.astype(np.int64)
+    return None
+
+
+def _grouped(c: Call, indices: Array, starts: Array, lut: Array) -> Var:
+    """A palette for each group of channels: a table with one row a group, from iOS 18 on."""
+    axis = int(np.argmax(starts.shape)) if starts.size > 1 else 0
+    flat = starts.reshape(-1)
+    groups = len(np.unique(flat))
+    k = lut.size // groups
+    channels = indices.shape[axis]
+    even = channels % groups == 0 and np.array_equal(
+        flat, np.arange(channels) // (channels // groups) * k
+    )
+    if c.ios < 18 or not even or k > 256:
+        raise Refusal(
+            "its palettes are of groups of channels, which needs iOS 18 or macOS 15, and groups of one size",
+            "choose a newer target (--backend-option deployment=iOS18), or palettize{group=0}",
+        )
     c.scope.count("palettized weights")
-    return _table(c, indices.astype(np.int64), lut.astype(c.numpy()))
+    bits = next(b for b in (1, 2, 3, 4, 6, 8) if 1 << b >= k)
+    full = np.zeros((groups, 1 << bits), lut.dtype)
+    full[:, :k] = lut.reshape(groups, k)
+    shape = [1] * indices.ndim
+    shape[axis] = groups
+    return c.mb.constexpr_lut_to_dense(
+        indices=_mil(indices, f"uint{bits}"), lut=full.reshape(*shape, 1 << bits, 1)
+    )
 
 
 def _table(c: Call, indices: Array, lut: Array) -> Var:

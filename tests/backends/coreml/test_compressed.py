@@ -170,3 +170,41 @@ def test_sparse_floats(packaged, zeros: float, ios: int) -> None:
 def test_bits_are_packed_from_the_lowest() -> None:
     assert pack(np.array([0, 3, 2, 1, 3]), 2).tolist() == [0b01101100, 0b11]  # MIL's own example
     assert pack(np.array([1, 2, 63, 4]), 6).tolist() == [0b10000001, 0b11110000, 0b00010011]
+
+
+@pytest.mark.parametrize(("group", "ios"), [(0, 17), (16, 18)])
+def test_the_pass_palettize_stays_palettized(packaged, group: int, ios: int) -> None:
+    """Whatever the pass writes, the package holds a table and means the same as the graph."""
+    from effc.core.passinfra import PassContext
+    from effc.core.reference import record_goldens
+    from effc.passes import parse
+
+    rng = np.random.default_rng(17)
+    x = value("x", ir.DataType.FLOAT, (1, 32, 6, 6))
+    conv = ir.node("Conv", [x, value("w", ir.DataType.FLOAT, SHAPE)], name="conv")
+    y = conv.outputs[0]
+    y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape((1, 64, 4, 4))
+    model = graph([conv], x, y, {"w": rng.standard_normal(SHAPE).astype(np.float32)})
+    parse(f"palettize{{bits=4,group={group}}}").run(model, PassContext())
+    feed = {"x": rng.standard_normal((1, 32, 6, 6)).astype(np.float32)}
+    golden = record_goldens(model, [feed])[0]["y"]
+    np.testing.assert_allclose(packaged(model, feed, ios)["y"], golden, rtol=2e-4, atol=2e-4)
+    assert forms(packaged.converted) == {"constexpr_lut_to_dense"}
+    assert weights(packaged.package) <= ELEMENTS / 2 + 4 * 16 * 4 + 512
+
+
+def test_grouped_palettes_are_refused_before_ios_18(packaged) -> None:
+    from effc.core.errors import UnsupportedOpError
+    from effc.core.passinfra import PassContext
+    from effc.passes import parse
+
+    x = value("x", ir.DataType.FLOAT, (1, 32, 6, 6))
+    conv = ir.node("Conv", [x, value("w", ir.DataType.FLOAT, SHAPE)], name="conv")
+    y = conv.outputs[0]
+    y.name, y.dtype, y.shape = "y", ir.DataType.FLOAT, ir.Shape((1, 64, 4, 4))
+    w = np.random.default_rng(17).standard_normal(SHAPE).astype(np.float32)
+    model = graph([conv], x, y, {"w": w})
+    parse("palettize{bits=4,group=16}").run(model, PassContext())
+    with pytest.raises(UnsupportedOpError, match="iOS 18") as caught:
+        packaged(model, {"x": None}, 17)
+    assert "deployment=iOS18" in caught.value.hint

@@ -18,7 +18,7 @@ class Mil:
     """`run` gives the outputs of a program in order; `save` leaves it at a path."""
 
     def __init__(self, folder: Path) -> None:
-        logging.disable(logging.WARNING)
+        logging.getLogger("coremltools").setLevel(logging.ERROR)
         import coremltools as ct
         from coremltools.converters.mil import Builder
         from coremltools.converters.mil.mil import Function, Program, types

@@ -9,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-SHAPES = {1: (2, 3, 11), 2: (2, 3, 9, 8), 3: (1, 2, 6, 5, 7)}
+from effc.core.errors import EffcError
+
+SHAPES = {1: (2, 3, 10), 2: (2, 3, 10, 8), 3: (1, 2, 6, 5, 7)}
 OPTIONS = [
     {"kernel_sizes": [3, 2, 2], "strides": [2, 1, 3], "pad": [1, 1, 0, 0, 1, 1]},
     {"kernel_sizes": [2, 3, 3], "strides": [3, 2, 2], "pad": [0, 0, 1, 1, 1, 1]},
@@ -83,3 +85,14 @@ def test_asymmetric_padding(mil: Any, rng: np.random.Generator) -> None:
     )
     wide = F.pad(torch.from_numpy(x), (1, 0, 0, 2), value=-np.inf)
     np.testing.assert_array_equal(got, F.max_pool2d(wide, (3, 2), (1, 2)).numpy())
+
+
+def test_an_empty_window_is_refused(mil: Any) -> None:
+    """Without padding MIL keeps a last window that PyTorch drops; it has no documented value."""
+    with pytest.raises(EffcError, match="without any element"):
+        mil.one(
+            lambda mb, x: mb.max_pool(
+                x=x, kernel_sizes=[2], strides=[3], pad_type="valid", ceil_mode=True
+            ),
+            np.zeros((1, 1, 9), np.float32),
+        )
