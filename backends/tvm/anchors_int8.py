@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effc.backends.tvm.anchor import Anchor, finder
+from effc.backends.tvm.candidates_int8 import int_conv_space, int_gemm_space
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.conv import ConvSpec
 from effc.backends.tvm.kernels.epilogue import Epilogue
@@ -118,6 +119,7 @@ def _conv(node: OpNode) -> Anchor:
         beside=int(how.z is not None),
         any_dtype=True,
         any_layout=planes,
+        tunes=lambda n, isa: int_conv_space(_conv_spec(n, how), isa),
     )
 
 
@@ -155,4 +157,5 @@ def _matmul(node: OpNode) -> Anchor:
         pack=pack,
         beside=int(how.z is not None),
         any_dtype=True,
+        tunes=lambda n, isa: int_gemm_space(spec(n), isa),
     )

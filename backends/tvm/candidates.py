@@ -42,7 +42,7 @@ def conv_space(spec: ConvSpec, isa: Isa) -> Space | None:
     if is_depthwise(spec, isa):
         space: Space = DepthwiseSpace(spec, isa)
     else:
-        space = DirectSpace(direct_of(spec, isa), _conv_key(spec))
+        space = DirectSpace(direct_of(spec, isa), conv_key(spec))
     return space if space.effective(Blocking()) is not None else None
 
 
@@ -121,9 +121,9 @@ class DirectSpace:
         phase = self.phase(best)
         number = sum(t.tiles for t in phase.tiles)
         yield replace(best, stationary=not phase.stationary)
-        for unroll in _near(self._unroll(phase), (1, 2, 4, 8, 16)):
+        for unroll in near(self._unroll(phase), (1, 2, 4, 8, 16)):
             yield replace(best, unroll=unroll)
-        for group in _near(phase.group_tiles, (1, 2, 4, 8, 16, -(-number // 2), number)):
+        for group in near(phase.group_tiles, (1, 2, 4, 8, 16, -(-number // 2), number)):
             yield replace(best, group=group)
             yield replace(best, group=group, stationary=not phase.stationary)
         if phase.parts > 1 or self.direct.blocks > 1:
@@ -141,7 +141,7 @@ class DepthwiseSpace:
 
     @property
     def key(self) -> str:
-        return _conv_key(self.spec)
+        return conv_key(self.spec)
 
     @cached_property
     def _axes(self) -> tuple[Axis, ...]:
@@ -182,17 +182,19 @@ class DepthwiseSpace:
             yield replace(best, tile=tile)
         whole = self._rows
         options = (1, 2, 4, 8, 16, -(-whole // 4), -(-whole // 2), whole)
-        for group in _near(best.group or rows, options):
+        for group in near(best.group or rows, options):
             yield replace(best, group=group)
 
 
-def _near(now: int, options: Iterable[int]) -> Sequence[int]:
+def near(now: int, options: Iterable[int]) -> Sequence[int]:
     """Other options than `now`, those with a ratio near one first."""
     others = {o for o in options if o >= 1} - {now}
     return sorted(others, key=lambda o: (abs(math.log(o / now)), o))
 
 
-def _conv_key(spec: ConvSpec) -> str:
+def conv_key(spec: ConvSpec) -> str:
+    """The convolution in words."""
+
     def short(values: Iterable[int]) -> str:
         return "x".join(map(str, values))
 
