@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.core.integers.rounding import common_multipliers, multiplier_for, requantize
-from effc.core.ir import Array, attr, const, is_op, shape_of
+from effc.core.ir import Array, attr, const, is_op
 from effc.core.quant import integer_range
 from effc.passes.canonicalize.evaluate import evaluate
 from effc.passes.quantize.integer_form import (
@@ -16,6 +16,7 @@ from effc.passes.quantize.integer_form import (
     Target8,
     Tensor8,
     tensor8,
+    whole_dims,
 )
 
 _MOST_NODES = 32  # in the formula of one function
@@ -92,14 +93,15 @@ def average_pool(node: ir.Node, target: Target8, maker: Maker) -> ir.Node | None
 def global_average_pool(node: ir.Node, target: Target8, maker: Maker) -> ir.Node | None:
     """GlobalAveragePool, or ReduceMean over all spatial axes that keeps them, of a quantized tensor."""
     x = tensor8(node.inputs[0])
-    shape = shape_of(node.inputs[0])
-    if x is None or shape is None or len(shape) < 3 or np.prod(shape[2:]) * 255 >= 2**31:
+    space = whole_dims(node.inputs[0], 2)
+    if x is None or not space or np.prod(space) * 255 >= 2**31:
         return None
     if is_op(node, "ReduceMean"):
         axes = const(node.inputs[1]) if len(node.inputs) > 1 else None
         if axes is None or not attr(node, "keepdims", 1):
             return None
-        if sorted(int(a) % len(shape) for a in axes) != list(range(2, len(shape))):
+        rank = 2 + len(space)
+        if sorted(int(a) % rank for a in axes) != list(range(2, rank)):
             return None
     return _averaging(node, "GlobalAveragePool", x, target, maker, {})
 

@@ -207,3 +207,27 @@ def _per_channel(array: Array, count: int) -> Array | None:
 def fits(low: Any, high: Any) -> bool:
     """Whether all sums between `low` and `high` are 32-bit integers."""
     return bool(np.min(low) >= -(2**31) and np.max(high) < 2**31)
+
+
+def dims(value: ir.Value | None) -> list[int | str] | None:
+    """The extents of `value`, those that are chosen later by name; None where one has no name."""
+    if value is None or value.shape is None:
+        return None
+    found = [d if isinstance(d, int) else d.value for d in value.shape]
+    return [d for d in found if d is not None] if None not in found else None
+
+
+def same_shape(a: ir.Value | None, b: ir.Value | None) -> bool:
+    """Whether both are known to have one shape, whatever the extents that are chosen later."""
+    found = dims(a)
+    return found is not None and found == dims(b)
+
+
+def whole_dims(value: ir.Value | None, start: int) -> list[int] | None:
+    """The extents of `value` from axis `start` on; None where there is none, or one is not known."""
+    if value is None or value.shape is None:
+        return None
+    found = list(value.shape)[start:]
+    return (
+        [d for d in found if isinstance(d, int)] if all(isinstance(d, int) for d in found) else None
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.core.integers.rounding import multiplier_for
-from effc.core.ir import Array, attr, const, is_op, shape_of, sole_use
+from effc.core.ir import Array, attr, const, is_op, sole_use
 from effc.core.quant import quant_params
 from effc.passes.quantize.integer_form import (
     EIGHT_BITS,
@@ -21,6 +21,7 @@ from effc.passes.quantize.integer_form import (
     integer_bias,
     put,
     tensor8,
+    whole_dims,
 )
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -221,11 +222,11 @@ def _matrix(node: ir.Node, maker: Maker, x: Tensor8, bias: ir.Value | None) -> P
     w = tensor8(node.inputs[1])
     if w is None or turned or bias is not None:
         return None
-    shapes = shape_of(x.value), shape_of(w.value)
-    if any(s is None or len(s) < 2 for s in shapes):
+    depth = whole_dims(w.value, -2)
+    rank = len(x.value.shape) if x.value.shape is not None else 0
+    if rank < 2 or depth is None or len(depth) < 2:
         return None
-    depth = shapes[1][-2]  # type: ignore[index]
-    if depth * max(map(abs, x.range)) * max(map(abs, w.range)) >= 2**31:
+    if depth[0] * max(map(abs, x.range)) * max(map(abs, w.range)) >= 2**31:
         return None
     scale = np.array([x.scale * w.scale])
     return Product(node, "MatMul", x, w.value, None, scale, {"w_zero_point": w.zero})

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from effc.core.errors import ConfigError
 from effc.core.integers import DOMAIN
 from effc.core.integers.rounding import RULES
-from effc.core.ir import graphs, is_op, replaceable, shape_of, sole_use
+from effc.core.ir import graphs, is_op, replaceable, sole_use
 from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.rewrite import apply, bypass
 from effc.passes.fuse.rewriting import drop_value, name_apart
@@ -23,7 +23,7 @@ from effc.passes.quantize.integer_elementwise import (
     requantized,
     sum_of,
 )
-from effc.passes.quantize.integer_form import Maker, Target8, put, target8, tensor8
+from effc.passes.quantize.integer_form import Maker, Target8, put, same_shape, target8, tensor8
 from effc.passes.quantize.integer_moves import (
     ClampEarlier,
     DequantizeLater,
@@ -161,8 +161,7 @@ class _Quantized:
             branch, other = add.inputs[k], tensor8(add.inputs[1 - k])
             if branch is None or other is None or sole_use(branch) is None:
                 continue
-            shape = shape_of(branch)
-            if shape is None or shape != shape_of(add.inputs[1 - k]):
+            if not same_shape(branch, add.inputs[1 - k]):
                 continue
             product = product_of(branch, self.maker)
             if product is not None:

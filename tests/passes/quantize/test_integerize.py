@@ -298,6 +298,29 @@ def test_residual(rng: np.random.Generator, order: tuple[str, str], rounding: st
     assert held_to(model, integer, feeds) == 1
 
 
+def test_a_batch_that_is_chosen_later(rng: np.random.Generator) -> None:
+    """Both branches of the sum have the same N; the mean needs to know its spatial axes alone."""
+    text = """(uint8[N,2,5,5] x) => (uint8[N,3,1,1] y, uint8[N,3,5,5] v) {
+      xr = DequantizeLinear(x, sx, zx)
+      wr = DequantizeLinear<axis=0>(w, sw, zw)
+      c = Conv<pads=[1,1,1,1]>(xr, wr, b)
+      z = QuantizeLinear(c, sy, zy) zr = DequantizeLinear(z, sy, zy)
+      ur = DequantizeLinear(u, sx, zw1)
+      e = Conv(zr, ur)
+      a = Add(e, zr)
+      q = QuantizeLinear(a, sx, zx) qr = DequantizeLinear(q, sx, zx)
+      m = GlobalAveragePool(qr)
+      y = QuantizeLinear(m, sy, zy)
+      t = Transpose<perm=[0,1,3,2]>(qr)
+      p = MatMul(qr, t)
+      v = QuantizeLinear(p, sy, zy) }"""
+    u = rng.integers(-128, 128, (3, 3, 1, 1)).astype(np.int8)
+    model = build(text, **conv_arrays(rng, u=u, zw1=np.int8(0)))
+    integer = integerize(model)
+    assert ops(integer) == ["i.Conv", "i.Conv", "i.GlobalAveragePool", "Transpose", "i.MatMul"]
+    assert held_to(model, integer, {"x": pixels(rng, (3, 2, 5, 5))}) >= 4
+
+
 def test_a_residual_that_is_broadcast_is_none(rng: np.random.Generator) -> None:
     text = (
         RESIDUAL.replace("FIRST", "c")
