@@ -547,6 +547,74 @@ def test_moves(rng: np.random.Generator, body: str, out: str) -> None:
         assert np.abs(got - wanted).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("body", "out", "kept"),
+    [
+        ("m = Pad(r, pads, low) v = Relu(m)", "1,3,6,4", "Relu"),  # the border is clamped, too
+        ("m = Transpose<perm=[0,1,3,2]>(r) c = Relu(m) d = Exp(c) e = Mul(c, d) v = Mul(e, many)",
+         "1,3,4,4", "Exp"),
+        ("a, b = Split<axis=3, num_outputs=2>(many4) c = Add(r, r) d, e = Split<axis=3, num_outputs=2>(c) "
+         "f = Mul(e, a) g = Sigmoid(d) h = Mul(g, f) v = Concat<axis=3>(h, h)", "1,3,4,4", "Split"),
+        ("c = Sigmoid(r) m = Pad(c, pads, value) v = Exp(m)", "1,3,6,4", None),
+    ],
+)  # fmt: skip
+def test_what_a_move_must_not_take_along(
+    rng: np.random.Generator, body: str, out: str, kept: str | None
+) -> None:
+    more = {
+        "pads": np.array([0, 0, 1, 0, 0, 0, 1, 0]), "value": np.float32(0.777), "low": np.float32(-0.77),
+        "many": rng.normal(0, 1, (3, 1, 1)).astype(np.float32),
+        "many4": rng.normal(0, 1, (1, 3, 4, 4)).astype(np.float32),
+    }  # fmt: skip
+    model = one_tensor(body, out=out, **more)
+    feeds = {"x": pixels(rng, (1, 3, 4, 4))}
+    integer = integerize(model)
+    assert kept is None or kept in ops(integer)
+    held_to(model, integer, feeds)
+    got, wanted = run(integer, feeds)["y"].astype(int), every_value(model, feeds)["y"].astype(int)
+    assert np.abs(got - wanted).max() <= 1
+
+
+def test_a_border_that_has_no_integer_stays_real(rng: np.random.Generator) -> None:
+    """Nothing is quantized behind this Pad, so its value may not be rounded."""
+    text = """(uint8[1,3,4,4] x) => (float[1,3,6,4] y) {
+      r = DequantizeLinear(x, s, z) y = Pad(r, pads, value) }"""
+    given = {"s": np.float32(0.04), "z": np.uint8(110), "pads": np.array([0, 0, 1, 0, 0, 0, 1, 0])}
+    for value, expected in (
+        (0.777, ["DequantizeLinear", "Pad"]),
+        (0.8, ["Pad", "DequantizeLinear"]),
+    ):
+        model = build(text, value=np.float32(value), **given)
+        integer = integerize(model)
+        assert ops(integer) == expected
+        feeds = {"x": pixels(rng, (1, 3, 4, 4))}
+        np.testing.assert_array_equal(run(integer, feeds)["y"], every_value(model, feeds)["y"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "p = Gemm<alpha=0.5>(xr, wr, b)",
+        "p = Gemm<beta=0.5>(xr, wr, b)",
+        "p = Gemm<transA=1>(xr, wr, b)",
+        "m = MatMul(xr, wr) p = Add(m, rows)",  # a number a row is no bias
+        "m = Gemm(xr, wr, b) p = Add(m, b)",  # two biases
+    ],
+)
+def test_no_plain_product_with_a_bias(rng: np.random.Generator, body: str) -> None:
+    text = f"""(uint8[4,4] x) => (uint8[4,4] y) {{
+      xr = DequantizeLinear(x, sx, zx) wr = DequantizeLinear<axis=1>(w, sw, zw)
+      {body} y = QuantizeLinear(p, sy, zy) }}"""
+    model = build(
+        text, sx=np.float32(0.02), zx=np.uint8(100), sw=np.full(4, 0.01, np.float32), zw=np.zeros(4, np.int8),
+        w=rng.integers(-128, 128, (4, 4)).astype(np.int8), b=rng.normal(0, 1, 4).astype(np.float32),
+        rows=rng.normal(0, 1, (4, 1)).astype(np.float32), sy=np.float32(0.01), zy=np.uint8(128),
+    )  # fmt: skip
+    integer = integerize(model)
+    assert ops(integer)[-1] == "QuantizeLinear"
+    held_to(model, integer, {"x": pixels(rng, (4, 4))})
+
+
 def test_concat_of_different_parameters(rng: np.random.Generator) -> None:
     text = """(uint8[1,3] a, uint8[1,3] b) => (uint8[1,6] y) {
       ar = DequantizeLinear(a, s, z) br = DequantizeLinear(b, t, z)

@@ -139,8 +139,9 @@ def test_qlinear_matmul(rng: np.random.Generator, columns: bool) -> None:
     assert parameters(made)["b"] == (sb.tobytes(), zb.tobytes())
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
 @pytest.mark.parametrize("real", [False, True])
-def test_qgemm(rng: np.random.Generator, real: bool) -> None:
+def test_qgemm(rng: np.random.Generator, real: bool, alpha: float) -> None:
     sb = rng.uniform(0.005, 0.02, 5).astype(F)
     inputs = {
         "in_a": u8(rng, 3, 8), "sa": F(0.02), "za": U(100), "b": i8(rng, 5, 8), "sb": sb,
@@ -150,7 +151,7 @@ def test_qgemm(rng: np.random.Generator, real: bool) -> None:
     if not real:
         inputs |= {"sy": F(0.05), "zy": U(128)}
     out = "float32" if real else "uint8"
-    made, feeds = model("QGemm", inputs, MS, out=out, transB=1, alpha=1.0)
+    made, feeds = model("QGemm", inputs, MS, out=out, transB=1, alpha=alpha)
     found = held_to_onnxruntime(made, feeds, 1e-5 if real else 1)
     assert found == [*["DequantizeLinear"] * 3, "Gemm", *([] if real else ["QuantizeLinear"])]
 
