@@ -45,8 +45,9 @@ def _node(node: ir.Node, scheme: Scheme) -> Iterator[_Finding]:
     if is_op(node, "QuantizeLinear", "DequantizeLinear"):
         yield from _pair(node, scheme)
         return
-    rule = scheme.ops.get(node.op_type) if node.domain == "" else None
-    if rule is None:
+    # a scheme that quantizes no movers still has laws for what a user quantized around them
+    rule = scheme.ops.get(node.op_type) or MOVES.get(node.op_type)
+    if rule is None or node.domain:
         return
     if rule.kind is Kind.MULTIPLY:
         yield from _multiplication(node, scheme)

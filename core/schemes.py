@@ -222,6 +222,7 @@ _MOVE = (
     "MaxPool Concat Reshape Flatten Transpose Slice Split Gather Pad Squeeze Unsqueeze Expand Resize "
     "DepthToSpace SpaceToDepth"
 ).split()
+MOVES: Mapping[str, OpRule] = MappingProxyType({op: OpRule(Kind.MOVE) for op in _MOVE})
 _FUNCTION = (
     "Sigmoid HardSigmoid HardSwish Tanh Gelu LeakyRelu Elu Selu Celu Mish Softplus Softsign Erf Exp PRelu "
     "Abs Neg Sqrt Reciprocal ThresholdedRelu"
