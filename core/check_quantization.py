@@ -11,6 +11,7 @@ from effc.core.errors import Problem
 from effc.core.ir import const, is_op
 from effc.core.quant import QuantParams, quant_params
 from effc.core.schemes import (
+    MOVES,
     Kind,
     Law,
     OpRule,
