@@ -228,6 +228,11 @@ def _grid(flat: Array, grouped: Grouped) -> bytes | None:
     real = levels.astype(np.float32) * scales[groups]
     if not np.array_equal(real.view(np.uint32), flat.view(np.uint32)):
         return None
+    segments = _segments(groups)
+    slots = _slots(groups, segments)
+    if not np.array_equal(slots, np.arange(len(slots))) and len(slots) <= 3 * len(scales):
+        # to repeat scales takes less than to say which is whose
+        groups, scales = _expand(segments, np.arange(len(slots))), scales[slots]
     described = _describe_groups(groups)
     if described is None:
         return None
@@ -288,22 +293,37 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, *range(16, 513, 16), 576, 640, 768, 1024, 1536, 2
 def _describe_groups(groups: Array) -> bytes | None:
     """Segments and slots; None where there are too many different slots."""
     segments = _segments(groups)
-    slots: list[Array] = []
-    at, merged = 0, list[list[int]]()
+    merged = list[list[int]]()
     for n, p in segments:
-        slots.append(groups[at : at + p])
-        at += n * p
         if merged and merged[-1][1:] == [n, p]:
             merged[-1][0] += 1
         else:
             merged.append([1, n, p])
-    tables = np.concatenate(slots)
+    tables = _slots(groups, segments)
     head = varint(len(merged), *(number for segment in merged for number in segment))
     if np.array_equal(tables, np.arange(len(tables))):
         return head + varint(1)
     if int(tables.max()) >= MAX_SYMBOLS:
         return None
     return head + varint(0) + encode_symbols(tables, int(tables.max()) + 1)
+
+
+def _slots(groups: Array, segments: Iterable[tuple[int, int]]) -> Array:
+    """The group of each slot."""
+    found, at = list[Array](), 0
+    for n, p in segments:
+        found.append(groups[at : at + p])
+        at += n * p
+    return np.concatenate(found)
+
+
+def _expand(segments: Iterable[tuple[int, int]], ids: Array) -> Array:
+    """The slots' `ids`, element by element."""
+    found, at = list[Array](), 0
+    for n, p in segments:
+        found.append(np.tile(ids[at : at + p], n))
+        at += p
+    return np.concatenate(found)
 
 
 def _segments(groups: Array) -> list[tuple[int, int]]:

@@ -72,7 +72,7 @@ def distill(
             with torch.no_grad():
                 for parameter, mask in keep.items():
                     parameter[mask] = fixed[parameter]
-            loss += float(error) * len(order[begin : begin + batch]) / count
+            loss += error.item() * len(order[begin : begin + batch]) / count
             done += 1
     write_back(student, model)
     return loss

@@ -10,7 +10,7 @@ _BINS = 1024
 
 
 def palette(values: Array, k: int, importance: Array | None = None) -> Array:
-    """The k numbers, ascending (fewer where there are fewer distinct ones), nearest to `values` in the mean square.
+    """The k numbers, ascending, nearest to `values` in the mean square (fewer if fewer are distinct).
 
     `values` float [n]; `importance`, float [n], weighs the squared errors. Exact (dynamic programming)
     up to 1,024 distinct values; with more, exact on bins of equal count, and then Lloyd's iterations.

@@ -99,7 +99,7 @@ class Palettize(Pass):
         for layer in layers:
             centers, indices, name = self._shared(layer, price)
             facts[layer.weight.name] = round(_entropy(indices), 3)
-            zeros[name] = centers == 0
+            zeros[name] = (centers == 0).ravel()
         loss = None
         if self.tune and ctx.samples is not None:
             loss = distill(
