@@ -86,7 +86,13 @@ class CoreMLBackend(Backend[Lowered]):
         return Lowered(converted, options, dict(target.about))
 
     def compile(self, lowered: Lowered, target: Target, out: Path) -> Mapping[str, Path]:
-        files = write_package(lowered.converted, lowered.options, out / PACKAGE, lowered.about)
+        package = out / PACKAGE
+        write_package(lowered.converted, lowered.options, package, lowered.about)
+        if lowered.options.join or lowered.options.function != "main":
+            from effc.backends.coreml.functions import join, others_of
+
+            join(package, lowered.options.function, others_of(lowered.options.join))
+        files = [p for p in sorted(package.rglob("*")) if p.is_file()]
         page = out / "USAGE.md"
         converted = lowered.converted
         page.write_text(
@@ -128,6 +134,11 @@ class CoreMLBackend(Backend[Lowered]):
                 "inputs": [p.describe() for p in converted.inputs],
                 "outputs": [p.describe() for p in converted.outputs],
             },
+            **(
+                {"functions": [lowered.options.function, *lowered.options.join]}
+                if lowered.options.join
+                else {}
+            ),
             **({"weights": dict(converted.facts)} if converted.facts else {}),
             **({"labels": len(lowered.options.labels)} if lowered.options.labels else {}),
         }

@@ -19,7 +19,8 @@ OPTIONS = {
     "input": "image (pixels of a picture, where the preprocessing is known) or tensor",
     "labels": "a text file with one class name a line",
     "scores": "the output that the labels are of, where there is more than one",
-    "shapes": "more shapes of an input: NAME=1,3,224,224|1,3,320,320, each a function of the package",
+    "function": "the name of the function, main by default",
+    "join": "NAME:ARTIFACT,...: functions of other artifacts, put in with shared weights (iOS18, macOS15)",
     **{key: f"the package's {key}" for key in METADATA},
 }
 
@@ -34,6 +35,8 @@ class Options:
     labels: tuple[str, ...] = ()
     scores: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    function: str = "main"
+    join: dict[str, Path] = field(default_factory=dict)
 
 
 def options_of(target: Target) -> Options:
@@ -63,7 +66,36 @@ def options_of(target: Target) -> Options:
         read_labels(Path(given["labels"])) if "labels" in given else (),
         given.get("scores", ""),
         {key: given[key] for key in METADATA if key in given},
+        _identifier(given.get("function", "main")),
+        _joined(given.get("join", ""), given.get("function", "main"), DEPLOYMENT[deployment]),
     )
+
+
+def _identifier(name: str) -> str:
+    if not name.isidentifier() or not name.isascii():
+        raise ConfigError(f"a function can't be called {name!r}", hint="letters, digits and _")
+    return name
+
+
+def _joined(text: str, own: str, ios: int) -> dict[str, Path]:
+    """`name:path,name:path`."""
+    found: dict[str, Path] = {}
+    for part in filter(None, text.split(",")):
+        name, colon, path = part.partition(":")
+        if not colon or not path:
+            raise ConfigError(f"--backend-option join: {part!r} is not like NAME:ARTIFACT")
+        if _identifier(name) == own or name in found:
+            raise ConfigError(
+                f"two functions are called {name!r}",
+                hint="name them apart: function=, join=NAME:...",
+            )
+        found[name] = Path(path)
+    if (found or own != "main") and ios < 18:
+        raise ConfigError(
+            "packages of several functions need iOS 18 or macOS 15",
+            hint="add --backend-option deployment=iOS18",
+        )
+    return found
 
 
 def read_labels(path: Path) -> tuple[str, ...]:

@@ -38,8 +38,8 @@ def quiet() -> Iterator[None]:
 
 def write_package(
     converted: Converted, options: Options, path: Path, about: Mapping[str, str]
-) -> list[Path]:
-    """Write the package `path` (a folder); `about` are facts for its metadata. Returns its files."""
+) -> None:
+    """Write the package `path` (a folder); `about` are facts for its metadata."""
     # coremltools leaves a package of its own in the temporary folder otherwise
     with quiet(), tempfile.TemporaryDirectory(prefix="effc-") as folder:
         import coremltools as ct
@@ -63,7 +63,6 @@ def write_package(
         _describe(model, converted, options, about)
         model.save(str(path))
     normalize(path)
-    return sorted(p for p in path.rglob("*") if p.is_file())
 
 
 def _inputs(ct: Any, converted: Converted) -> list[Any] | None:

@@ -38,6 +38,7 @@ def usage(
             *code,
             "```",
             "",
+            *_functions(options),
             "On a Mac, `effc finish` on the folder that holds this page runs the package on all compute "
             "units, compares it with the goldens, and measures it.",
             "",
@@ -102,4 +103,16 @@ def _tensors(stem: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> 
         f"let provider = try MLDictionaryFeatureProvider(dictionary: [{pairs}])",
         "let result = try model.prediction(from: provider)",
         *(f'let {p.mil} = result.featureValue(for: "{p.mil}")!.multiArrayValue!' for p in outputs),
+    ]
+
+
+def _functions(options: Options) -> list[str]:
+    if not options.join:
+        return []
+    names = ", ".join(f"`{n}`" for n in (options.function, *options.join))
+    return [
+        f"The package has the functions {names}, which share their weights: "
+        '`configuration.functionName = "NAME"` chooses one, '
+        f"`{options.function}` is the default.",
+        "",
     ]

@@ -50,9 +50,9 @@ def unpack(data: bytes | memoryview, bits: int, dtype: str, count: int) -> Array
     weights = (1 << np.arange(bits)).astype(np.uint8)
     values: Array = (stream.reshape(count, bits) * weights).sum(axis=1, dtype=np.uint8)
     if np.dtype(dtype).kind == "i":  # two's complement of `bits` bits
-        values = (values.astype(np.int16) - ((values >> (bits - 1)).astype(np.int16) << bits)).astype(
-            dtype
-        )
+        values = (
+            values.astype(np.int16) - ((values >> (bits - 1)).astype(np.int16) << bits)
+        ).astype(dtype)
     return values
 
 

@@ -17,7 +17,13 @@ from effc.core.errors import ConfigError, FrontendError
 from effc.core.measure import Array
 
 # ArrayFeatureType.ArrayDataType and ImageFeatureType.ColorSpace, FeatureTypes.proto
-ARRAY_TYPES = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
+ARRAY_TYPES = {
+    65552: "float16",
+    65568: "float32",
+    65600: "float64",
+    131104: "int32",
+    131080: "int8",
+}
 COLOURS = {10: "grayscale", 20: "rgb", 30: "bgr", 40: "grayscale_float16"}
 MIL_TYPES = {"float16": "fp16", "float32": "fp32", "float64": "fp64"}
 

@@ -126,9 +126,7 @@ def conv_transpose(
     elif pad_type == "valid":
         cuts = [(0, full[i] - sizes[i] if sizes else 0) for i in range(rank)]
     elif pad_type == "same":
-        totals = [
-            full[i] - (sizes[i] if sizes else x.shape[2 + i] * steps[i]) for i in range(rank)
-        ]
+        totals = [full[i] - (sizes[i] if sizes else x.shape[2 + i] * steps[i]) for i in range(rank)]
         cuts = [(max(0, t) // 2, t - max(0, t) // 2) for t in totals]
     else:
         raise Undefined(f"pad_type {pad_type!r}")

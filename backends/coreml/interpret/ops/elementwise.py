@@ -266,5 +266,7 @@ def cast(x: Array, dtype: str) -> Array:
         bounds = np.iinfo(target)
         whole = np.trunc(x.astype(np.float64))
         if not np.all((whole >= bounds.min) & (whole <= bounds.max)):
-            raise Undefined(f"cast to {dtype} of {x[~((whole >= bounds.min) & (whole <= bounds.max))].flat[0]}")
+            raise Undefined(
+                f"cast to {dtype} of {x[~((whole >= bounds.min) & (whole <= bounds.max))].flat[0]}"
+            )
     return x.astype(target)

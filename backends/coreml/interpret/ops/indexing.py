@@ -40,9 +40,7 @@ def _gather(x: Array, indices: Array, axis: int, batch_dims: int, negative: bool
 
 
 @op("gather")
-def gather(
-    x: Array, indices: Array, axis: Array | int = 0, batch_dims: Array | int = 0
-) -> Array:
+def gather(x: Array, indices: Array, axis: Array | int = 0, batch_dims: Array | int = 0) -> Array:
     return _gather(x, indices, int(axis), int(batch_dims), negative=True)
 
 

@@ -79,7 +79,12 @@ def local_response_norm(
     beta: Array | float = 0.75,
     k: Array | float = 1.0,
 ) -> Array:
-    """Over `size` neighbouring channels; of an even number, the larger half is before."""
+    """Over `size` neighbouring channels; of an even number, the larger half is before.
+
+    For rank 4 only: for others the documentation (axis 1) and coremltools' tests (axis -3) disagree.
+    """
+    if x.ndim != 4:
+        raise Undefined(f"rank {x.ndim}")
     width = int(size)
     before = width // 2
     squares = np.zeros((x.shape[0], x.shape[1] + width - 1, *x.shape[2:]), np.float64)

@@ -24,11 +24,12 @@ def _windows(
     for size, k, s, (before, after) in zip(sizes, kernel, steps, pads, strict=True):
         room = size + before + after - k
         count = (-(-room // s) if ceil_mode else room // s) + 1
-        # no window may begin in the padding after
         if ceil_mode and before + after > 0 and (count - 1) * s >= size + before:
             count -= 1
         if count < 1:
             raise Undefined(f"the kernel {kernel} is larger than the padded input")
+        if before >= k or (count - 1) * s >= size + before:
+            raise Undefined("a window without any element of the input")
         out.append(count)
         reach.append((before, max(after, (count - 1) * s + k - size - before)))
     return kernel, steps, pads, out, reach

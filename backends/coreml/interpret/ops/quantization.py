@@ -73,7 +73,9 @@ def lut_to_dense_packed(indices: Array, lut: Array, shape: Array) -> Array:
     return lut[unpack(indices.tobytes(), bits, "uint8", count)].reshape(sizes)
 
 
-def _table_of(positions: tuple[Array, ...], shape: tuple[int, ...], lut: Array) -> tuple[Array, ...]:
+def _table_of(
+    positions: tuple[Array, ...], shape: tuple[int, ...], lut: Array
+) -> tuple[Array, ...]:
     """Which table of `lut` [*groups, palettes, vector] holds for each position in `shape`."""
     groups = lut.shape[:-2]
     if len(groups) != len(shape) or any(n % g for n, g in zip(shape, groups, strict=True)):

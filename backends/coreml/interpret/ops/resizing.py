@@ -29,6 +29,8 @@ def grid(size: int, out: int, mode: str, extent: float | None = None) -> Array:
     elif mode == "OFFSET_CORNERS":
         delta = max(1.0, last) / out
         points = 0.5 * delta + i * delta
+        if extent is not None:  # of a box: RoI Align's bins, at least one pixel together
+            return points
     elif mode == "UNALIGN_CORNERS":
         spacing = (last + 1) / out
         points = i * spacing + 0.5 * spacing - 0.5
@@ -71,9 +73,7 @@ def upsample_nearest_neighbor(
 
 
 @op("resize_nearest_neighbor")
-def resize_nearest_neighbor(
-    x: Array, target_size_height: Array, target_size_width: Array
-) -> Array:
+def resize_nearest_neighbor(x: Array, target_size_height: Array, target_size_width: Array) -> Array:
     return _pick(_pick(x, -2, int(target_size_height), 0.5), -1, int(target_size_width), 0.5)
 
 
@@ -335,7 +335,9 @@ def affine(
 ) -> Array:
     """x [b, c, h, w]; transform_matrix [b or 1, 6] as a0 a1 a2 b0 b1 b2 over coordinates in [-1, 1]."""
     if (sampling_mode, padding_mode) != ("bilinear", "constant") or not align_corners:
-        raise Undefined("only bilinear sampling, constant padding and aligned corners are documented")
+        raise Undefined(
+            "only bilinear sampling, constant padding and aligned corners are documented"
+        )
     if coordinates_mode != "normalized_minus_one_to_one" or float(padding_value) != 0:
         raise Undefined("only coordinates in [-1, 1] and zero padding are documented")
     height, width = int(output_height), int(output_width)

@@ -126,9 +126,7 @@ def one_hot(
 
 
 @op("pad")
-def pad(
-    x: Array, pad: Array, mode: str = "constant", constant_val: Array | float = 0.0
-) -> Array:
+def pad(x: Array, pad: Array, mode: str = "constant", constant_val: Array | float = 0.0) -> Array:
     """`pad` holds before and after of the last dimensions."""
     amounts = [int(p) for p in np.asarray(pad).reshape(-1)]
     if len(amounts) % 2 or len(amounts) > 2 * x.ndim or min(amounts, default=0) < 0:
