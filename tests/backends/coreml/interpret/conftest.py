@@ -34,7 +34,7 @@ class Mil:
     def save(
         self,
         build: Callable[..., Any],
-        inputs: Mapping[str, Any],
+        arrays: Mapping[str, Any],
         opset: int = 18,
         **options: Any,
     ) -> Path:
@@ -42,10 +42,10 @@ class Mil:
         target = getattr(ct.target, f"iOS{opset}")
         placeholders = {
             k: mb.placeholder(shape=v.shape, dtype=types.numpy_type_to_builtin_type(v.dtype))
-            for k, v in inputs.items()
+            for k, v in arrays.items()
         }
         with self._function(placeholders, opset_version=target) as function:
-            results = build(mb, *(function.inputs[k] for k in inputs))
+            results = build(mb, *(function.inputs[k] for k in arrays))
             outputs = []
             for i, r in enumerate(results if isinstance(results, list | tuple) else [results]):
                 if r.dtype not in (types.fp32, types.fp16, types.int32):

@@ -17,7 +17,11 @@ CONV: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "2d": ((2, 3, 9, 7), (4, 3, 3, 2), {"strides": [2, 1], "pad": [1, 2, 0, 3]}),
     "dilated": ((1, 2, 11, 9), (3, 2, 3, 2), {"dilations": [2, 3], "pad": [2, 0, 1, 1]}),
     "groups": ((2, 6, 7, 6), (4, 3, 3, 3), {"groups": 2, "strides": [1, 2]}),
-    "depthwise": ((2, 5, 8, 7), (5, 1, 3, 2), {"groups": 5, "strides": [2, 1], "pad": [1, 0, 1, 2]}),
+    "depthwise": (
+        (2, 5, 8, 7),
+        (5, 1, 3, 2),
+        {"groups": 5, "strides": [2, 1], "pad": [1, 0, 1, 2]},
+    ),
     "multiplier": ((1, 3, 6, 5), (6, 1, 2, 3), {"groups": 3}),
     "pointwise": ((2, 5, 4, 3), (7, 5, 1, 1), {}),
     "3d": ((1, 2, 5, 6, 4), (3, 2, 2, 3, 2), {"strides": [1, 2, 1], "pad": [0, 1, 1, 0, 2, 0]}),
@@ -69,10 +73,18 @@ def test_weights_may_be_computed(mil: Any, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("size", [7, 8, 9])
-@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (4, 1, 1), (2, 3, 1), (3, 1, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"), [(3, 2, 1), (4, 1, 1), (2, 3, 1), (3, 1, 2)]
+)
 @pytest.mark.parametrize("kind", ["same", "same_lower"])
 def test_same_padding(
-    mil: Any, rng: np.random.Generator, size: int, kernel: int, stride: int, dilation: int, kind: str
+    mil: Any,
+    rng: np.random.Generator,
+    size: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    kind: str,
 ) -> None:
     x = rng.normal(size=(1, 1, size)).astype(np.float32)
     w = rng.normal(size=(1, 1, kernel)).astype(np.float32)
@@ -121,9 +133,7 @@ def test_conv_transpose(mil: Any, rng: np.random.Generator, case: str, padded: b
         rank = x.ndim - 2
         pad = [1, 2, 0, 1, 1, 0][: 2 * rank]
         extra = {"pad_type": "custom", "pad": pad}
-        cut = tuple(
-            slice(pad[2 * i], want.shape[2 + i] - pad[2 * i + 1]) for i in range(rank)
-        )
+        cut = tuple(slice(pad[2 * i], want.shape[2 + i] - pad[2 * i + 1]) for i in range(rank))
         want = want[(slice(None), slice(None), *cut)]
     got = mil.one(lambda mb, x: mb.conv_transpose(x=x, weight=w, bias=b, **options, **extra), x)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -72,9 +72,7 @@ def test_bilinear(mil: Any, rng: np.random.Generator, size: tuple[int, int]) -> 
         h, w = size
         return [
             *(
-                mb.resize_bilinear(
-                    x=x, target_size_height=h, target_size_width=w, sampling_mode=m
-                )
+                mb.resize_bilinear(x=x, target_size_height=h, target_size_width=w, sampling_mode=m)
                 for m in modes
             ),
             *(
@@ -158,7 +156,10 @@ def test_resize_of_apples_tests(mil: Any) -> None:
     x = np.array([-6.174, 9.371], np.float32).reshape(1, 1, 1, 2, 1)
     got = mil.one(
         lambda mb, x: mb.resize(
-            x=x, shape=[1, 1, 3, 2], resized_dims=np.uint32(2), interpolation_mode="NEAREST_NEIGHBOR"
+            x=x,
+            shape=[1, 1, 3, 2],
+            resized_dims=np.uint32(2),
+            interpolation_mode="NEAREST_NEIGHBOR",
         ),
         x,
     )
@@ -211,9 +212,7 @@ def test_crop_resize_forms(mil: Any, rng: np.random.Generator) -> None:
     forms = {
         "CORNERS_HEIGHT_FIRST": BOXES,
         "CORNERS_WIDTH_FIRST": np.stack([x0, y0, x1, y1], 1),
-        "CENTER_SIZE_HEIGHT_FIRST": np.stack(
-            [(y0 + y1) / 2, (x0 + x1) / 2, y1 - y0, x1 - x0], 1
-        ),
+        "CENTER_SIZE_HEIGHT_FIRST": np.stack([(y0 + y1) / 2, (x0 + x1) / 2, y1 - y0, x1 - x0], 1),
         "CENTER_SIZE_WIDTH_FIRST": np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1),
     }
     size = {"target_height": 4, "target_width": 3, "sampling_mode": "ALIGN_CORNERS"}
@@ -311,7 +310,9 @@ def test_resample_unnormalized(mil: Any, rng: np.random.Generator) -> None:
 
 def test_affine(mil: Any, rng: np.random.Generator) -> None:
     x = image(rng)
-    matrix = np.array([[0.8, 0.3, 0.1, -0.2, 1.1, 0.4], [1.0, 0.0, 0.2, 0.1, 0.5, -0.3]], np.float32)
+    matrix = np.array(
+        [[0.8, 0.3, 0.1, -0.2, 1.1, 0.4], [1.0, 0.0, 0.2, 0.1, 0.5, -0.3]], np.float32
+    )
     got = mil.one(
         lambda mb, x: mb.affine(
             x=x, transform_matrix=matrix, output_height=4, output_width=6, sampling_mode="bilinear",
