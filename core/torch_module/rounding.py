@@ -20,9 +20,9 @@ _LOW, _HIGH = -0.1, 1.1
 
 
 class LearnedRounding(nn.Module):
-    """`forward()` = scale * (clamp(floor(w / scale) + h + zero) - zero), h in 0..1 learned for each weight.
+    """`forward()` = s * (clamp(floor(w / scale) + h + zero) - zero), h in 0..1 learned for each weight.
 
-    It starts as the weight itself, h = its fraction. `hard` rounds every h to 0 or 1. `limits` are the
+    It starts as the weight itself, h = its fraction. s begins as `scale`, and can be learned too. `hard` rounds every h to 0 or 1. `limits` are the
     least and the greatest integer, where those of the type are not all used.
     """
 
@@ -37,23 +37,40 @@ class LearnedRounding(nn.Module):
         scale = torch.from_numpy(np.array(params.scale, np.float32))
         zero = torch.from_numpy(params.zero_point.astype(np.float32))
         self.scale = spread(scale, real, params.axis, params.block)
+        self.exponent = nn.Parameter(torch.zeros_like(self.scale))
         self.zero = spread(zero, real, params.axis, params.block)
         self.low, self.high = limits or integer_range(params.dtype)
         ratio = real / torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
         self.floor = torch.floor(ratio)
         share = ((ratio - self.floor - _LOW) / (_HIGH - _LOW)).clamp(1e-4, 1 - 1e-4)
         self.logits = nn.Parameter(torch.log(share / (1 - share)))
+        self.decided = torch.zeros_like(real, dtype=torch.bool)
         self.hard = False
 
     def up(self) -> Tensor:
         """How far up each weight is rounded, in 0..1."""
         h = (torch.sigmoid(self.logits) * (_HIGH - _LOW) + _LOW).clamp(0, 1)
-        return (h >= 0.5).to(h.dtype) if self.hard else h
+        if self.hard:
+            return (h >= 0.5).to(h.dtype)
+        return torch.where(self.decided, (h >= 0.5).to(h.dtype), h)
+
+    def decide(self, share: float) -> None:
+        """Round the `share` of all weights that lean most to a side for good; the others make up for it."""
+        with torch.no_grad():
+            lean = (self.logits.abs() + self.decided * 1e9).reshape(-1)
+            count = min(lean.numel(), round(share * lean.numel()))
+            if count:
+                least = torch.topk(lean, count).values[-1]
+                self.decided = self.decided | (lean >= least).reshape(self.decided.shape)
 
     def forward(self) -> Tensor:
         q = (self.floor + self.up() + self.zero).clamp(self.low, self.high)
-        result: Tensor = (q - self.zero) * self.scale
+        result: Tensor = (q - self.zero) * (self.scale * torch.exp(self.exponent))
         return result
+
+    def factor(self) -> npt.NDArray[np.float32]:
+        """What the scale has learned to be multiplied by, shaped to broadcast against the weight."""
+        return torch.exp(self.exponent.detach()).numpy()
 
     def undecided(self, power: float) -> Tensor:
         """The regularizer: the mean of 1 - |2h - 1|^power, which is 0 where every h is 0 or 1."""

@@ -89,7 +89,7 @@ def finetune(
                     value = loss(batch)
                     if not torch.isfinite(value):
                         raise ConfigError(
-                            f"finetune: the loss is {float(value)} in epoch {epoch + 1}",
+                            f"finetune: the loss is {float(value.detach())} in epoch {epoch + 1}",
                             hint=f"train with a rate below {training.rate:g}",
                         )
                     value.backward()  # type: ignore[no-untyped-call]

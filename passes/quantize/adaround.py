@@ -44,7 +44,10 @@ class Adaround(Pass):
 
     unit: str = field(default="block", metadata={"help": "layer, or block of about two layers"})
     iterations: int = field(default=250, metadata={"help": "of each unit", "unit": "steps"})
-    batch: int = field(default=8, metadata={"help": "in each step", "unit": "samples"})
+    batch: int = field(
+        default=16,
+        metadata={"help": "in each step, at most; fewer, but 2, where large", "unit": "samples"},
+    )
     samples: int = field(default=128, metadata={"help": "at most", "unit": "samples"})
     rate: float = field(default=0.05, metadata={"help": "learning rate of the rounding"})
     warm_up: float = field(
@@ -86,6 +89,7 @@ class Adaround(Pass):
             self.regularizer,
             self.drop,
             self.bias,
+            self.scales,
         )
         scales = _free_scales(model) if self.scales else []
         work = Reconstruction(model, units, scales, recipe, ctx.seed)

@@ -29,6 +29,10 @@ Values = dict[str, Tensor]
 
 # the exponent of the regularizer: flat at first, so that the error decides; then everything must decide
 _BETA = (20.0, 2.0)
+# how often in a unit's steps more weights are decided
+_DECISIONS = 40
+# elements that go into and come out of a unit in one step: with large pictures a few samples hold enough
+_STEP_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Recipe:
     regularizer: float
     drop: float
     bias: bool
+    weight_scales: bool
     bias_rate: float = 1e-3
     scale_rate: float = 1e-3
 
@@ -123,18 +128,26 @@ class Reconstruction:
             rounding.hard = False
         groups = [
             {"params": [m.logits for m in learned.roundings], "lr": self.recipe.rate},
+            {
+                "params": [m.exponent for m in learned.roundings if self.recipe.weight_scales],
+                "lr": self.recipe.scale_rate,
+            },
             {"params": [m.change for m in learned.biases], "lr": self.recipe.bias_rate},
             {"params": [m.exponent for m in learned.scales], "lr": self.recipe.scale_rate},
         ]
         optimizer = torch.optim.Adam([g for g in groups if g["params"]])
         rates = [g["lr"] for g in optimizer.param_groups]
         norm = {name: max(before, 1e-12) * s for name, s in scale.items()}
+        size = sum(q[0][n].numel() for n in unit.inputs)
+        size += sum(t.numel() for t in targets[0].values())
+        batch = min(self.recipe.batch, max(2, _STEP_ELEMENTS // size))
+        every = max(1, self.recipe.iterations // _DECISIONS)
         first = int(self.recipe.warm_up * self.recipe.iterations)
         for step in range(self.recipe.iterations):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 share = step / self.recipe.iterations
                 group["lr"] = rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
-            chosen = torch.randint(len(q), (self.recipe.batch,), generator=self.random).tolist()
+            chosen = torch.randint(len(q), (batch,), generator=self.random).tolist()
             optimizer.zero_grad()
             for part in [chosen] if together else [[c] for c in chosen]:
                 loss = self._loss(unit, part, q, r, targets, norm) * (len(part) / len(chosen))
@@ -145,6 +158,9 @@ class Reconstruction:
                 beta = low + (high - low) * 0.5 * (1 + math.cos(math.pi * share))
                 penalty = sum((m.undecided(beta) for m in learned.roundings), torch.zeros(()))
                 (self.recipe.regularizer * penalty).backward()  # type: ignore[no-untyped-call]
+                if step % every == 0:
+                    for rounding in learned.roundings:
+                        rounding.decide(share)
             optimizer.step()
         for module in (*learned.roundings, *learned.biases, *learned.scales):
             module.requires_grad_(False)
