@@ -46,6 +46,7 @@ PASSES = Registry(
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
         "lower-qoperators": "effc.passes.quantize.lower_qoperators:LowerQoperators",
         # compress
+        "convert-float16": "effc.passes.compress.convert_float16:ConvertFloat16",
         "prune-weights": "effc.passes.compress.prune_weights:PruneWeights",
         "quantize-weights": "effc.passes.compress.quantize_weights:QuantizeWeights",
         "share-weights": "effc.passes.compress.share_weights:ShareWeights",

@@ -222,7 +222,11 @@ def _native(dtype: ir.DataType | None) -> bool:
 
 
 def _readable(dtype: ir.DataType | None) -> bool:
-    return _native(dtype) or dtype in (ir.DataType.UINT4, ir.DataType.INT4)
+    return _native(dtype) or dtype in (
+        ir.DataType.UINT4,
+        ir.DataType.INT4,
+        ir.DataType.BFLOAT16,
+    )
 
 
 def _sized(node: ir.Node) -> bool:
