@@ -274,6 +274,20 @@ def test_a_second_reader_keeps_the_sums_real(rng: np.random.Generator) -> None:
     assert held_to(model, integer, {"x": pixels(rng, (1, 2, 5, 5))}) == 2
 
 
+def test_an_activation_that_is_read_twice_computes_its_product_once(
+    rng: np.random.Generator,
+) -> None:
+    text = """(uint8[1,2,5,5] x) => (uint8[1,3,5,5] y, float[1,3,5,5] s) {
+      xr = DequantizeLinear(x, sx, zx)
+      wr = DequantizeLinear<axis=0>(w, sw, zw)
+      c = Conv<pads=[1,1,1,1]>(xr, wr, b)
+      r = Relu(c)
+      y = QuantizeLinear(r, sy, zy)
+      s = Exp(r) }"""
+    integer = integerize(build(text, **conv_arrays(rng)))
+    assert sorted(ops(integer)) == ["Exp", "QuantizeLinear", "Relu", "i.Conv"]
+
+
 RESIDUAL = """(uint8[1,2,5,5] x, uint8[1,3,5,5] z) => (uint8[1,3,5,5] y) {
   xr = DequantizeLinear(x, sx, zx)
   wr = DequantizeLinear<axis=0>(w, sw, zw)
@@ -434,6 +448,19 @@ def test_any_convolution(data: st.DataObject) -> None:
     assert f"i.{op}" in ops(integer) and op not in ops(integer)
     feeds = {"x": pixels(rng, (2, channels, *[6] * rank), dtype)}
     assert held_to(model, integer, feeds) >= 1
+
+
+def test_transposed_convolution_with_a_scale_a_channel_of_its_group(
+    rng: np.random.Generator,
+) -> None:
+    text = """(uint8[1,4,3,3] x) => (uint8[1,6,4,4] y) {
+      xr = DequantizeLinear(x, sx, zx) wr = DequantizeLinear<axis=1>(w, sw, zw)
+      c = ConvTranspose<group=2>(xr, wr) y = QuantizeLinear(c, sy, zy) }"""
+    w = rng.integers(-127, 128, (4, 3, 2, 2)).astype(np.int8)
+    model = build(text, **conv_arrays(rng, w=w, sw=np.array([0.001, 0.01, 0.1], np.float32)))
+    integer = integerize(model)
+    assert ops(integer) == ["i.ConvTranspose"]
+    held_to(model, integer, {"x": pixels(rng, (1, 4, 3, 3))})
 
 
 def one_tensor(body: str, shape: str = "1,3,4,4", out: str = "1,3,4,4", **more: Any) -> ir.Model:
