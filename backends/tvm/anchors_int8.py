@@ -16,14 +16,13 @@ from effc.backends.tvm.anchor import Anchor, finder
 from effc.backends.tvm.candidates_int8 import int_conv_space, int_gemm_space
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.conv import ConvSpec
-from effc.backends.tvm.kernels.epilogue import Epilogue
 from effc.backends.tvm.kernels.int8_conv import IntConvSpec, int_conv, pack_int_conv
 from effc.backends.tvm.kernels.int8_gemm import IntGemmSpec, int_gemm, pack_int_gemm
+from effc.backends.tvm.kernels.int8_matmul import IntMatmulSpec, int_matmul, pack_int_matmul
 from effc.backends.tvm.kernels.int8_store import Requantize
 from effc.backends.tvm.layout import PLAIN, Layout
 from effc.backends.tvm.ops.contract import OpNode, Refused, Wanted
 from effc.backends.tvm.ops.requantize import byte, number, target
-from effc.backends.tvm.program import Kernel
 
 Array = npt.NDArray[Any]
 _BIAS, _MULTIPLIER, _RESIDUAL = 2, 3, 4  # inputs
@@ -125,16 +124,13 @@ def _conv(node: OpNode) -> Anchor:
 
 @finder("effc.integer::MatMul")
 def _matmul(node: OpNode) -> Anchor:
-    if 1 not in node.constants:
-        raise Refused(
-            "both operands are computed at run time, and integer products take constant weights here",
-            "keep the node in float (--keep-float)",
-        )
-    weight = _weights(node)
-    if weight.ndim != 2:
-        raise Refused(f"its weights are {weight.ndim}-dimensional", "give them as [K, N]")
+    byte(node.input(0).dtype)
+    weight = node.constants.get(1)
+    packs = weight is not None and weight.ndim == 2 and weight.dtype.name in ("int8", "int4")
+    if not packs or node.attr("w_zero_point", 0):
+        return _two_activations(node)
+    columns = _weights(node).shape[1]
     how = _requantize(node)
-    columns = weight.shape[1]
 
     def spec(node: OpNode) -> IntGemmSpec:
         zero_point = int(node.attr("x_zero_point", 0))
@@ -144,18 +140,44 @@ def _matmul(node: OpNode) -> Anchor:
     def pack(node: OpNode, isa: Isa) -> tuple[Array, ...]:
         return pack_int_gemm(spec(node), isa, _weights(node), *_constants(node, columns))
 
-    def build(node: OpNode, name: str, isa: Isa, epilogue: Epilogue) -> Kernel:
-        return int_gemm(spec(node), name, isa, epilogue)
-
     runtime = (0,) if how.z is None else (0, _RESIDUAL)
     return Anchor(
         "gemm_int8",
         runtime,
         lambda n, isa: Wanted((PLAIN,) * len(runtime), (PLAIN,)),
-        build,
+        lambda n, name, isa, epilogue: int_gemm(spec(n), name, isa, epilogue),
         weights=(1, _BIAS, _MULTIPLIER),
         pack=pack,
         beside=int(how.z is not None),
         any_dtype=True,
         tunes=lambda n, isa: int_gemm_space(spec(n), isa),
+    )
+
+
+def _two_activations(node: OpNode) -> Anchor:
+    """A product whose right operand is computed at run time, or a constant that is not packed."""
+    a, b = node.input(0), node.input(1)
+    byte(b.dtype)
+    if len(a.shape) < 2 or len(b.shape) < 2:
+        raise Refused("one of its operands is a vector", "reshape it to a matrix")
+    how = _requantize(node)
+    node.const(_BIAS, "the bias")
+    node.required(_MULTIPLIER, "the multiplier")
+    columns = node.outputs[0].shape[-1]
+
+    def spec(node: OpNode) -> IntMatmulSpec:
+        zero_points = (int(node.attr(f"{v}_zero_point", 0)) for v in "xw")
+        goal = _placed(node, how)
+        return IntMatmulSpec(node.input(0), node.input(1), node.outputs[0], *zero_points, goal)
+
+    runtime = (0, 1) if how.z is None else (0, 1, _RESIDUAL)
+    return Anchor(
+        "matmul_int8",
+        runtime,
+        lambda n, isa: Wanted((PLAIN,) * len(runtime), (PLAIN,)),
+        lambda n, name, isa, epilogue: int_matmul(spec(n), name, isa, epilogue),
+        weights=(_BIAS, _MULTIPLIER),
+        pack=lambda n, isa: pack_int_matmul(spec(n), isa, *_constants(n, columns)),
+        beside=int(how.z is not None),
+        any_dtype=True,
     )

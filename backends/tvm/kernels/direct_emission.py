@@ -68,12 +68,21 @@ class Emission:
         self.lanes = d.lanes
         self.scratch = 0
         if d.second:
-            widest = max(r.width for p in d.phases for r in p.chunks)
-            self.scratch = widest * d.lanes * d.channels * 4
             self.second = self.w
-            self.w = tir.buffer("panel", self.scratch // 4, "float32")
+            self.w = self.panel()
             self.buffers.insert(0, self.w)
         self.locals = self.registers()
+
+    def panel(self) -> Any:
+        """The scratch into which a task packs columns of the second operand."""
+        d = self.direct
+        widest = max(r.width for p in d.phases for r in p.chunks)
+        self.scratch = widest * d.lanes * d.channels * 4
+        return tir.buffer("panel", self.scratch // 4, "float32")
+
+    def fill_panel(self, n: Expr, block: Expr, run: Run) -> Stmt:
+        """Pack the blocks of a chunk."""
+        return self.direct.pack_panel(n, block, run, self.w, self.second)
 
     def constants(self) -> dict[str, TensorType]:
         """The packed weights (or the second operand) and what else `pack` makes."""
@@ -146,7 +155,7 @@ class Emission:
         steps = d.depth * phase.taps * self.lanes
         w0 = int32(0) if d.second else bound(binds, "w0", block * steps + weights)
         if d.second:
-            binds.append(d.pack_panel(value["n"], block, run, self.w, self.second))
+            binds.append(self.fill_panel(value["n"], block, run))
         if d.native:
             start = value["group"] * d.channels
         else:

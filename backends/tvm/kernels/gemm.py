@@ -126,9 +126,9 @@ class Product(Direct):
     def source(self) -> Source:
         """Rows of a."""
         k = self.a.shape[-1]
-        return Source(self.a, 1, self.lanes, (k,), lambda n: self._matrix(self.a, n))
+        return Source(self.a, 1, self.lanes, (k,), lambda n: self.matrix(self.a, n))
 
-    def _matrix(self, tensor: TensorType, n: Expr) -> Expr:
+    def matrix(self, tensor: TensorType, n: Expr) -> Expr:
         """The offset of the matrix of `tensor` in batch element `n`."""
         if not self.batch:
             return int32(0)
@@ -190,5 +190,5 @@ class Product(Direct):
             return tir.seq(*stmts)
 
         return tir.seq(
-            tirx.Bind(base, self._matrix(self.b, n) + int32(0)), tir.loop("k", depth, row)
+            tirx.Bind(base, self.matrix(self.b, n) + int32(0)), tir.loop("k", depth, row)
         )

@@ -79,11 +79,9 @@ def call(dtype: str, name: str, *args: Expr) -> Expr:
     return tirx.call_llvm_pure_intrin(dtype, name, *args)
 
 
-def fence(value: Expr, dtype: str, isa: Isa) -> Expr:
+def fence(value: Expr, dtype: str) -> Expr:
     """`value`, rounded: never contracted with an addition that follows."""
-    if is_x86(isa):
-        return call(dtype, "llvm.arithmetic.fence", value)
-    return tirx.min(value, tirx.const(float(np.finfo(np.float32).max), dtype))
+    return call(dtype, "llvm.arithmetic.fence", value)
 
 
 def quad(x: Any, at: Expr, count: int = QUAD, *, signed: bool = False) -> Expr:
@@ -114,6 +112,20 @@ def dot(isa: Isa, total: Expr, word: Expr, w: Any, at: Expr) -> Expr:
         byte = (word >> tirx.const(8 * i, "int32")) & tirx.const(255, "int32")
         weights = tirx.Cast(f"int32x{lanes}", read(w, at + i * lanes, lanes))
         total = total + tirx.Broadcast(byte, lanes) * weights
+    return total
+
+
+def add_bytes(isa: Isa, total: Expr, word: Expr) -> Expr:
+    """`total` plus the four bytes of `word`, in every lane."""
+    lanes = isa.lanes
+    if scheme(isa) == "vnni":
+        kind = f"int8x{4 * lanes}"
+        return dp(
+            isa, total, tirx.reinterpret(kind, tirx.Broadcast(word, lanes)), tirx.const(1, kind)
+        )
+    for i in range(QUAD):
+        byte = (word >> tirx.const(8 * i, "int32")) & tirx.const(255, "int32")
+        total = total + tirx.Broadcast(byte, lanes)
     return total
 
 

@@ -74,10 +74,10 @@ def real(isa: Isa, how: Requantize, acc: Expr, m: Expr, z: Expr | None) -> Expr:
     floats, integers = f"float32x{isa.lanes}", f"int32x{isa.lanes}"
     value = tirx.Cast(floats, acc) * m
     if z is None:
-        return fence(value, floats, isa) if how.is_float else value
+        return fence(value, floats) if how.is_float else value
     centred = tirx.Cast(floats, z - tirx.const(how.z_zero_point, integers))
     other = centred * tirx.const(how.z_multiplier, floats)
-    return fence(value, floats, isa) + fence(other, floats, isa)
+    return fence(value, floats) + fence(other, floats)
 
 
 def rounded(isa: Isa, how: Requantize, value: Expr) -> Expr:

@@ -203,12 +203,27 @@ def test_refusals_name_the_node(change: dict[str, Any], reason: str) -> None:
     assert problem.node == "y_conv" and reason in problem.reason and problem.remedy
 
 
-def test_a_product_of_two_computed_operands_is_refused() -> None:
+@pytest.mark.parametrize("constant", [False, True])
+def test_products_that_pack_nothing(build: Callable[..., Any], constant: bool) -> None:
+    """Two computed operands, and a constant one with a zero point of its own."""
     net = Net()
-    net.conv("x", "a", 4, 4, 4)
-    bias, m = net.constant(np.zeros(4, np.int32)), net.constant(np.ones(4, np.float32))
-    net.node("MatMul", ["a", "a", bias, m], "y", "effc.integer", to=U8)
-    net.types["y"] = (U8, [1, 4, 4, 4])
-    model = net.model((U8, [1, 4, 4, 4]), {"y": (U8, [1, 4, 4, 4])})
-    with pytest.raises(UnsupportedOpError, match="y"):
-        lower(model, host_isa())
+    net.conv("x", "a", 4, 4, 8, to=I8, y_zero_point=-9)
+    right = "a"
+    if constant:
+        right = net.constant(net.rng.integers(0, 256, (1, 4, 8, 8)).astype(np.uint8))
+    bias = net.constant(net.rng.integers(-99, 99, 8).astype(np.int32))
+    m = net.constant(np.array([0.004], np.float32))
+    zero = 120 if constant else -9
+    net.node(
+        "MatMul", ["a", right, bias, m], "y", "effc.integer", to=U8, x_zero_point=-9,
+        w_zero_point=zero, y_zero_point=128,
+    )  # fmt: skip
+    net.types["y"] = (U8, [1, 4, 8, 8])
+    model = net.model((U8, [1, 4, 8, 8]), {"y": (U8, [1, 4, 8, 8])})
+    feeds = {"x": net.rng.integers(0, 256, (1, 4, 8, 8)).astype(np.uint8)}
+    wanted = reference.run(model, feeds)["y"]
+    assert len(np.unique(wanted)) > 9
+    built = build(model)
+    assert "matmul_int8" in [c.template for c in built.program.calls]
+    with built.model(2) as compiled:
+        np.testing.assert_array_equal(compiled.run(feeds)["y"], wanted)

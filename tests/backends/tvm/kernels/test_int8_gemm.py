@@ -17,6 +17,11 @@ from effc.backends.tvm.kernels.int8_gemm import (  # noqa: E402
     int_gemm,
     pack_int_gemm,
 )
+from effc.backends.tvm.kernels.int8_matmul import (  # noqa: E402
+    IntMatmulSpec,
+    int_matmul,
+    pack_int_matmul,
+)
 from effc.backends.tvm.kernels.int8_store import Requantize  # noqa: E402
 from effc.backends.tvm.layout import TensorType  # noqa: E402
 
@@ -81,7 +86,70 @@ def test_products(compiled: Any, isa: Isa) -> None:
     check(compiled, isa)
 
 
+@dataclass(frozen=True)
+class Matmul:
+    """a @ b of two activations."""
+
+    a: tuple[int, ...]
+    b: tuple[int, ...]
+    zero_points: tuple[int, int] = (0, 0)
+    dtypes: tuple[str, str] = ("uint8", "uint8")
+    how: Requantize = field(default_factory=lambda: Requantize("uint8"))
+    residual: bool = False
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """The output's shape."""
+        batch = np.broadcast_shapes(self.a[:-2], self.b[:-2])
+        return (*batch, self.a[-2], self.b[-1])
+
+    @property
+    def spec(self) -> IntMatmulSpec:
+        """The kernel's."""
+        how = self.how
+        if self.residual:
+            how = replace(how, z=TensorType(self.out, "uint8"))
+        a, b = (TensorType(s, t) for s, t in zip((self.a, self.b), self.dtypes, strict=True))
+        return IntMatmulSpec(a, b, TensorType(self.out, how.dtype), *self.zero_points, how)
+
+
+MATMULS = {
+    "heads": Matmul((3, 9, 16), (3, 16, 20), (128, 100)),
+    "odd": Matmul((2, 5, 7), (2, 7, 33), (3, 128), ("uint8", "int8")),
+    "one-column": Matmul((5, 6), (6, 1), (0, 0)),
+    "shared": Matmul((2, 3, 4, 19), (19, 40), (255, 255), how=Requantize("int8", -7, -99, 99)),
+    "broadcast": Matmul((2, 1, 4, 8), (3, 8, 16), (1, 0), ("int8", "int8")),
+    "real": Matmul((6, 12), (12, 64), (7, 9), how=Requantize("float32")),
+    "residual": Matmul(
+        (6, 12), (12, 24), (7, 9), how=Requantize("uint8", 8, 8, 255, None, 77, 0.81), residual=True
+    ),
+}
+
+
+def check_matmuls(compiled: Any, isa: Isa) -> None:
+    names = {k: "m_" + k.replace("-", "_") for k in MATMULS}
+    run = compiled(isa, [int_matmul(c.spec, names[k], isa) for k, c in MATMULS.items()])
+    for i, (name, c) in enumerate(MATMULS.items()):
+        rng = np.random.default_rng(i)
+        a, b = (bytes_of(rng, s, t) for s, t in zip((c.a, c.b), c.dtypes, strict=True))
+        bias = rng.integers(-9999, 9999, c.out[-1]).astype(np.int32)
+        m = multipliers(rng, c.out[-1], c.a[-1])
+        z = bytes_of(rng, c.out, "uint8") if c.residual else None
+        arrays = [a, b, *pack_int_matmul(c.spec, isa, bias, m), *([] if z is None else [z])]
+        found = run(names[name], *arrays)
+        za, zb = c.zero_points
+        acc = np.matmul(a.astype(np.int64) - za, b.astype(np.int64) - zb) + bias
+        np.testing.assert_array_equal(found, finish(c.how, acc, m, z), f"{name} on {isa.name}")
+
+
+@pytest.mark.parametrize("isa", integer_isas(), ids=lambda isa: isa.name)
+def test_products_of_activations(compiled: Any, isa: Isa) -> None:
+    check_matmuls(compiled, isa)
+
+
 def test_plain_arithmetic(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (int8_dot, int8_store):
         monkeypatch.setattr(module, "is_x86", lambda isa: False)
-    check(compiled, replace(HOST, name="plain", lanes=4))
+    isa = replace(HOST, name="plain", lanes=4)
+    check(compiled, isa)
+    check_matmuls(compiled, isa)
