@@ -55,7 +55,7 @@ def ports_of(artifact: Artifact) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
 
 
 def packed(port: Port, array: Array) -> Any:
-    """A tensor of the source as the package takes it: int32 for wider integers, Pillow's image for a picture."""
+    """A tensor of the source as the package takes it: integers as int32, a picture as Pillow's image."""
     if port.image is not None:
         return port.image.image(array)
     if port.kind == "int32":

@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear: of activations MIL's quantize and dequantize; constants stay integers."""
+"""QuantizeLinear and DequantizeLinear: MIL's quantize and dequantize; of constants, see compressed.py."""
 
 from __future__ import annotations
 

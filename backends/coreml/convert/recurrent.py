@@ -1,4 +1,8 @@
-"""LSTM, GRU and RNN with constant weights. Gates are put into MIL's order."""
+"""LSTM, GRU and RNN with constant weights. Gates are put into MIL's order.
+
+In which order MIL gives the steps of a reversed direction is not documented for each of them: a sequence
+that runs backward is turned around before and after.
+"""
 
 from __future__ import annotations
 
@@ -94,17 +98,27 @@ def lstm(c: Call) -> tuple[Var, ...]:
         if c.has(7):
             peepholes = c.need(7, "peepholes").astype(c.numpy())
             given[f"peephole{suffix}"] = _ordered(peepholes[i], (0, 2, 1))
+    x = _sequence(c)
+    backward = direction == "reverse"
     sequence, h, state = c.mb.lstm(
-        x=_sequence(c), initial_h=_state(c, 5, n, hidden), initial_c=_state(c, 6, n, hidden),
-        direction=direction, output_sequence=True, recurrent_activation=gate, cell_activation=cell,
-        activation=out, **given,
-    )  # fmt: skip
+        x=c.mb.reverse(x=x, axes=[0]) if backward else x,
+        initial_h=_state(c, 5, n, hidden),
+        initial_c=_state(c, 6, n, hidden),
+        direction="forward" if backward else direction,
+        output_sequence=True,
+        recurrent_activation=gate,
+        cell_activation=cell,
+        activation=out,
+        **given,
+    )
+    if backward:
+        sequence = c.mb.reverse(x=sequence, axes=[0])
     return _outputs(c, sequence, [h, state], n)
 
 
 @op("GRU")
 def gru(c: Call) -> tuple[Var, ...]:
-    """ONNX orders the gates z r h, MIL r z o; MIL's new gate multiplies before the reset (or after, input_bias)."""
+    """Unrolled: which bias of the new gate the reset multiplies is not what MIL's own GRU does."""
     direction, w, r, b = _common(c, 3)
     hidden = r[0].shape[-1]
     gate, new = _activations(c, ("sigmoid", "tanh"), len(w))
@@ -180,11 +194,18 @@ def rnn(c: Call) -> tuple[Var, ...]:
             end=[int(start.shape[0]), (i + 1) * hidden],
             stride=[1, 1],
         )
+        backward = direction == "reverse" or i == 1
         sequence, state = c.mb.rnn(
-            x=x, initial_h=first, weight_ih=w[i], weight_hh=r[i], bias=b[i][:hidden] + b[i][hidden:],
-            direction="reverse" if direction == "reverse" or i == 1 else "forward",
-            output_sequence=True, activation=activation,
-        )  # fmt: skip
+            x=c.mb.reverse(x=x, axes=[0]) if backward else x,
+            initial_h=first,
+            weight_ih=w[i],
+            weight_hh=r[i],
+            bias=b[i][:hidden] + b[i][hidden:],
+            output_sequence=True,
+            activation=activation,
+        )
+        if backward:
+            sequence = c.mb.reverse(x=sequence, axes=[0])
         sequences.append(sequence)
         states.append(state)
     sequence = sequences[0] if len(w) == 1 else c.mb.concat(values=sequences, axis=2)

@@ -182,13 +182,13 @@ def check_output(wanted: Feature, kind: TensorType | None, where: str) -> None:
         )
 
 
-def shown(value: Any, wanted: Feature) -> Array:
+def shown(value: Array, wanted: Feature) -> Array:
     """A program's output as the user sees it."""
     if wanted.kind == "array":
         with np.errstate(over="ignore"):
             return np.asarray(value).astype(wanted.dtype)
     if wanted.kind == "image":
-        image = value.reshape(value.shape[-3:])
+        image: Array = value.reshape(value.shape[-3:])
         if wanted.colour == "grayscale_float16":
             return image[0].astype(np.float16)
         pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from effc.backends.coreml.interpret.features import check_output, fed, feature, shown
+from effc.backends.coreml.interpret.features import check_output, feature, fed, shown
 from effc.backends.coreml.interpret.package import Package
 from effc.backends.coreml.interpret.program import Program, State
 from effc.core.errors import ConfigError, FrontendError

@@ -117,7 +117,7 @@ def _immediate(
     tensor: Any, declared: TensorType, shape: tuple[int, ...], count: int, where: str
 ) -> Any:
     field = tensor.WhichOneof("value")
-    values = getattr(tensor, field).values if field else []
+    values: Any = getattr(tensor, field).values if field else []
     if declared.name == "string":
         texts = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
         if len(texts) != count:

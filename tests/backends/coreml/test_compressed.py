@@ -19,7 +19,9 @@ SHAPE = (64, 32, 3, 3)
 ELEMENTS = 64 * 32 * 9
 
 
-def graph(nodes: list[ir.Node], x: ir.Value, y: ir.Value, constants: dict[str, np.ndarray]) -> ir.Model:
+def graph(
+    nodes: list[ir.Node], x: ir.Value, y: ir.Value, constants: dict[str, np.ndarray]
+) -> ir.Model:
     """A model of one input and one output; `constants` are put where the nodes name them."""
     made = ir.Graph([x], [y], nodes=nodes, opset_imports={"": 23}, name="g")
     for name, array in constants.items():
@@ -97,7 +99,9 @@ QUANTIZED = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "shape", "zero", "axis", "block", "ios", "form", "size"), QUANTIZED)
+@pytest.mark.parametrize(
+    ("dtype", "shape", "zero", "axis", "block", "ios", "form", "size"), QUANTIZED
+)
 def test_integers_stay_integers(packaged, dtype, shape, zero, axis, block, ios, form, size) -> None:
     stored = integers(dtype)
     params = make_params(ir.DataType[dtype.upper()], scales(shape), zero, axis=axis, block=block)

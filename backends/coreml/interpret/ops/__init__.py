@@ -19,7 +19,21 @@ from effc.backends.coreml.interpret.ops import (
 from effc.backends.coreml.interpret.ops.registry import OPERATIONS, Undefined, find
 
 __all__ = [
-    *("OPERATIONS", "Undefined", "find", "activation", "conv", "elementwise", "indexing", "linear"),
-    *("lists", "normalization", "pool", "quantization", "recurrent", "reduction", "resizing"),
-    *("tensor", "transform"),
+    "OPERATIONS",
+    "Undefined",
+    "activation",
+    "conv",
+    "elementwise",
+    "find",
+    "indexing",
+    "linear",
+    "lists",
+    "normalization",
+    "pool",
+    "quantization",
+    "recurrent",
+    "reduction",
+    "resizing",
+    "tensor",
+    "transform",
 ]

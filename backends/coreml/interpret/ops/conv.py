@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ def _depthwise(
     result = np.zeros((*x.shape[:2], *out), x.dtype)
     product = np.empty_like(result)
     for position, view in taps(x, weight.shape[2:], strides, dilations, out):
-        np.multiply(view, per_channel(weight[(slice(None), 0, *position)], x.ndim), out=product)
+        at: tuple[Any, ...] = (slice(None), 0, *position)
+        np.multiply(view, per_channel(weight[at], x.ndim), out=product)
         result += product
     return result
 
@@ -114,7 +116,8 @@ def conv_transpose(
     parts = (rows @ grouped).reshape(batch, width, *kernel, *x.shape[2:])
     canvas = np.zeros((batch, width, *full), x.dtype)
     for position, view in taps(canvas, kernel, steps, spread, x.shape[2:]):
-        view += parts[(slice(None), slice(None), *position)]
+        at: tuple[Any, ...] = (slice(None), slice(None), *position)
+        view += parts[at]
     wanted = None if output_shape is None else ints(output_shape, [])
     sizes = wanted[-rank:] if wanted else None
     if pad_type == "custom":

@@ -161,7 +161,7 @@ def _scatter_along(
     data: Array, indices: Array, updates: Array, axis: int, mode: str, negative: bool
 ) -> Array:
     axis %= data.ndim
-    where = list(np.indices(indices.shape, sparse=True))
+    where: list[Array] = list(np.indices(indices.shape, sparse=True))
     where[axis] = _within(indices, data.shape[axis], negative)
     return _update(data, tuple(where), updates, mode)
 

@@ -54,7 +54,7 @@ def dequantize(
 def constexpr_affine_dequantize(
     quantized_data: Array, zero_point: Array, scale: Array, axis: Array
 ) -> Array:
-    return dequantize(quantized_data, scale, zero_point, axis)  # type: ignore[no-any-return]
+    return dequantize(quantized_data, scale, zero_point, axis)
 
 
 @op("constexpr_cast", since=16)
@@ -107,7 +107,7 @@ def sparse_to_dense_packed(nonzero_data: Array, mask: Array, shape: Array) -> Ar
     """One bit of `mask` for every element, from the least significant upwards."""
     sizes = [int(s) for s in shape]
     bits = unpack(mask.tobytes(), 1, "uint8", math.prod(sizes)).reshape(sizes)
-    return sparse_to_dense(nonzero_data, bits)  # type: ignore[no-any-return]
+    return sparse_to_dense(nonzero_data, bits)
 
 
 @op("constexpr_sparse_to_dense", since=18)

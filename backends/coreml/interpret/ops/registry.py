@@ -1,8 +1,9 @@
 """The table of MIL operations: one function each, chosen by name and opset.
 
-A function takes MIL's parameters by name as numpy arrays (0-d for scalars), texts as str, tuples as lists, and
-returns an array or a tuple of arrays. Half precision never reaches it: the interpreter widens fp16 to
-float32 before, and rounds the result to the declared type after. What is missing has MIL's default.
+A function takes MIL's parameters by name as numpy arrays (0-d for scalars), texts as str, tuples as
+lists, and returns an array or a tuple of arrays. Half precision never reaches it: the interpreter widens
+fp16 to float32 before, and rounds the result to the declared type after. What is missing has MIL's
+default.
 
 The meaning of every operation is that of Apple's documentation (docstrings of coremltools' operation
 definitions, MIL.proto, NeuralNetwork.proto); where that is silent, of the expectations in coremltools'
@@ -11,12 +12,9 @@ own tests, which Apple runs on macOS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from effc.core.measure import Array
-
-Result = Array | Sequence[Any]
 Operation = Callable[..., Any]
 
 OPERATIONS: dict[str, dict[int, Operation]] = {}

@@ -211,7 +211,7 @@ def crop_resize(
 
 @op("crop_resize", since=16)
 def crop_resize_padded(x: Array, roi: Array, **options: Any) -> Array:
-    return crop_resize(x, roi, **{"pad_value": 0.0, **options})  # type: ignore[no-any-return]
+    return crop_resize(x, roi, **{"pad_value": 0.0, **options})
 
 
 @op("crop_resize", since=17)

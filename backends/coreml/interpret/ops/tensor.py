@@ -22,13 +22,13 @@ def shape_of(x: Array) -> Array:
 
 @op("fill")
 def fill(shape: Array, value: Array | float = 0.0) -> Array:
-    value = np.asarray(value) if isinstance(value, np.ndarray) else np.float32(value)
-    return np.full([int(n) for n in shape], value)
+    filling = value if isinstance(value, np.ndarray) else np.asarray(value, np.float32)
+    return np.full([int(n) for n in shape], filling)
 
 
 @op("fill_like", since=16)
 def fill_like(ref_tensor: Array, value: Array | float = 0.0) -> Array:
-    return fill(np.array(ref_tensor.shape), value)  # type: ignore[no-any-return]
+    return fill(np.array(ref_tensor.shape), value)
 
 
 @op("range_1d")
@@ -84,7 +84,7 @@ def select(cond: Array, a: Array | None = None, b: Array | None = None) -> Array
 @op("band_part")
 def band_part(x: Array, lower: Array | int = -1, upper: Array | int = -1) -> Array:
     low, up = int(lower), int(upper)
-    m, n = np.indices(x.shape[-2:], sparse=True)
+    m, n = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])
     keep = ((low < 0) | (m - n <= low)) & ((up < 0) | (n - m <= up))
     return np.where(keep, x, np.zeros((), x.dtype))
 
@@ -247,9 +247,15 @@ def non_maximum_suppression_transposed(
     per_class_suppression: Array | bool = False,
 ) -> tuple[Array, Array, Array]:
     """boxes [n, 4, b], scores [n, k, b]; the padding is that of iOS 15, the documentation names none."""
-    swapped = boxes.swapaxes(1, 2), scores.swapaxes(1, 2)
-    options = (float(iou_threshold), None, int(max_boxes), bool(per_class_suppression))
-    kept_boxes, kept_scores, kept, _ = _suppress(*swapped, *options)
+    threshold, most = float(iou_threshold), int(max_boxes)
+    kept_boxes, kept_scores, kept, _ = _suppress(
+        boxes.swapaxes(1, 2),
+        scores.swapaxes(1, 2),
+        threshold,
+        None,
+        most,
+        bool(per_class_suppression),
+    )
     return kept_boxes.swapaxes(1, 2), kept_scores.swapaxes(1, 2), kept
 
 

@@ -233,6 +233,7 @@ def test_small_integers_in_the_weight_file(mil: Any, rng: np.random.Generator, k
         else:
             lut = np.arange(high, dtype=np.float32).reshape(1, 1, high, 1)
             got = stored(
-                mil, lambda mb, d=data: mb.constexpr_lut_to_dense(indices=small(d, kind), lut=lut)
+                mil,
+                lambda mb, d=data, t=lut: mb.constexpr_lut_to_dense(indices=small(d, kind), lut=t),
             )
         np.testing.assert_array_equal(got, data)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from onnx import helper
 
-S, B, I, H = 4, 2, 3, 5  # sequence, batch, input, hidden
+S, B, N, H = 4, 2, 3, 5  # sequence, batch, input, hidden
 
 
 def parts(rng: np.random.Generator, gates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    shapes = [(gates * H, I), (gates * H, H), (gates * H,)]
+    shapes = [(gates * H, N), (gates * H, H), (gates * H,)]
     wih, whh, bias = (rng.normal(size=s).astype(np.float32) for s in shapes)
     return wih, whh, bias
 
@@ -25,7 +25,7 @@ def start(rng: np.random.Generator, width: int = H) -> np.ndarray:
 
 
 def sequence(rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(S, B, I)).astype(np.float32)
+    return rng.normal(size=(S, B, N)).astype(np.float32)
 
 
 def reorder(v: np.ndarray, order: str, wanted: str) -> np.ndarray:
@@ -34,7 +34,7 @@ def reorder(v: np.ndarray, order: str, wanted: str) -> np.ndarray:
 
 
 def torch_layer(kind: Any, weights: list[np.ndarray], **options: Any) -> Any:
-    layer = kind(I, H, **options)
+    layer = kind(N, H, **options)
     with torch.no_grad():
         for p, w in zip(layer.parameters(), weights, strict=True):
             p.copy_(torch.from_numpy(w))
@@ -152,7 +152,7 @@ def test_lstm_with_peepholes_and_clip(mil: Any, rng: np.random.Generator) -> Non
     def build(mb: Any, x: Any, h: Any, c: Any) -> Any:
         common = {"initial_h": h, "initial_c": c, "weight_ih": wih, "weight_hh": whh, "bias": bias}
         clip = np.float32(0.3)
-        one = mb.slice_by_size(x=x, begin=[0, 0, 0], size=[1, B, I])
+        one = mb.slice_by_size(x=x, begin=[0, 0, 0], size=[1, B, N])
         return [
             *mb.lstm(x=x, peephole=p, output_sequence=True, **common),
             mb.lstm(x=one, clip=clip, **common)[2],

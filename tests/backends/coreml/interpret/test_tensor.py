@@ -274,7 +274,7 @@ def test_non_maximum_suppression(mil: Any, rng: np.random.Generator, per_class: 
     most = 6
     new, old = (
         mil.run(
-            lambda mb, b, s: mb.non_maximum_suppression(
+            lambda mb, b, s, extra=extra: mb.non_maximum_suppression(
                 boxes=b, scores=s, iou_threshold=np.float32(0.3), max_boxes=most,
                 per_class_suppression=per_class, **extra,
             ),
