@@ -26,6 +26,10 @@ from effc.passes.quantize.integer_form import (
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INT8 = (-128, 127)
+_WEIGHTS = (  # narrower ones are kept as int8
+    *EIGHT_BITS,
+    *(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2),
+)
 
 
 @dataclass
@@ -130,7 +134,7 @@ def _weights(node: ir.Node) -> tuple[Array, Array, Array, int, ir.Value] | None:
     """The constant weights of `node`: stored, scale (float64), zero point, axis of the scale, value."""
     source = node.inputs[1].producer() if node.inputs[1] is not None else None
     params = quant_params(source)
-    if source is None or params is None or params.dtype not in EIGHT_BITS or params.block:
+    if source is None or params is None or params.dtype not in _WEIGHTS or params.block:
         return None
     value = source.inputs[0]
     stored = const(value)

@@ -225,6 +225,20 @@ def test_unsigned_weights_become_signed(rng: np.random.Generator) -> None:
     held_to(model, integer, {"x": pixels(rng, (1, 2, 5, 5))})
 
 
+@pytest.mark.parametrize("bits", [4, 2])
+def test_narrow_weights(bits: int) -> None:
+    model = zoo.build("tiny-mobilenetv2")
+    fix_shapes(model, {str(model.graph.inputs[0].name): zoo.member("tiny-mobilenetv2").input_shape})
+    infer_shapes(model)
+    passes.parse(f"{passes.FUSE},quantize{{weight-bits={bits}}}").run(model, PassContext())
+    infer_shapes(model)
+    stored = {v.dtype for v in model.graph.initializers.values()}
+    assert ir.DataType.INT4 in stored  # 2 bits, too
+    integer = integerize(model)
+    assert {"Conv", "Gemm"}.isdisjoint(ops(integer))
+    held_to(model, integer, random_feeds(model, 1)[0])
+
+
 def test_weights_far_from_their_zero_point_stay_float(rng: np.random.Generator) -> None:
     w = rng.integers(0, 256, (3, 2, 3, 3)).astype(np.uint8)
     w[0, 0, 0, 0] = 255
