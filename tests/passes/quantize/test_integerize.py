@@ -616,6 +616,22 @@ def test_what_a_move_must_not_take_along(
     assert np.abs(got - wanted).max() <= 1
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "v = Transpose<perm=[0,2,3,1]>(c) t = Exp(v)",  # what is moved is read as real numbers, too
+        "v, u = Split<axis=1, num_outputs=2>(c) t = Exp(u)",
+    ],
+)
+def test_a_move_with_other_readers_stays_real(rng: np.random.Generator, body: str) -> None:
+    text = f"""(uint8[1,4,4,4] x) => (uint8[a,b,c,d] y, float[a,b,c,d] t) {{
+      r = DequantizeLinear(x, s, z) c = Softmax(r) {body} y = QuantizeLinear(v, s, z) }}"""
+    model = build(text, s=np.float32(0.01), z=np.uint8(50))
+    integer = integerize(model)
+    assert ops(integer) == ops(model)
+    held_to(model, integer, {"x": pixels(rng, (1, 4, 4, 4))})
+
+
 def test_a_border_that_has_no_integer_stays_real(rng: np.random.Generator) -> None:
     """Nothing is quantized behind this Pad, so its value may not be rounded."""
     text = """(uint8[1,3,4,4] x) => (float[1,3,6,4] y) {
