@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from effc.backends.tvm.program import Program
 
 _HINT = "pip install 'effc[tvm]'"
-_PRECISIONS = ("fp32", "int8", "w4a8", "auto")
+# of fp16 and bf16 only weights are stored so: kernels compute in float32
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w4a8", "auto")
 
 
 @contextlib.contextmanager

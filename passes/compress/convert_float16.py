@@ -35,9 +35,9 @@ class ConvertFloat16(Pass):
     the name follow their neighbours, so that casts are few. Inputs and outputs stay float32
     (`io=half` changes them too). What stayed and why stands in the report.
 
-    `weights-only` stores weights in 16 bits behind a Cast, and everything computes in float32:
-    for processors without half-precision arithmetic. `dtype=bfloat16` is always that, since
-    onnxruntime's CPU has few bfloat16 kernels.
+    `compute=single` stores weights in 16 bits behind a Cast, and everything computes in float32: for
+    processors without half-precision arithmetic, or backends without such kernels (tvm's; `auto`
+    knows). `dtype=bfloat16` is always that, since onnxruntime's CPU has few bfloat16 kernels.
     """
 
     id: ClassVar[str] = "convert-float16"
@@ -45,8 +45,11 @@ class ConvertFloat16(Pass):
 
     dtype: str = field(default="float16", metadata={"help": "float16 or bfloat16"})
     io: str = field(default="keep", metadata={"help": "types of inputs and outputs: keep or half"})
-    weights_only: bool = field(
-        default=False, metadata={"help": "only store weights so, and compute in float32"}
+    compute: str = field(
+        default="auto",
+        metadata={
+            "help": "half, single (only weights are stored so), or auto: what the target can"
+        },
     )
     margin: float = field(
         default=2.0, metadata={"help": "room left to the largest number, for other inputs"}
@@ -59,7 +62,9 @@ class ConvertFloat16(Pass):
             raise ConfigError(f"{self}: dtype is float16 or bfloat16, io is keep or half")
         if self.margin < 1 or self.samples < 1:
             raise ConfigError(f"{self}: margin and samples are at least 1")
-        if self.weights_only or self.dtype == "bfloat16":
+        if self.compute not in ("half", "single", "auto"):
+            raise ConfigError(f"{self}: compute is half, single or auto")
+        if self.dtype == "bfloat16" or not self._computes(ctx):
             if self.io == "half":
                 raise ConfigError(f"{self}: with weights alone in 16 bits, inputs stay float32")
             return self._weights(model)
@@ -89,6 +94,11 @@ class ConvertFloat16(Pass):
             infer_shapes(model)
             note(model, self.id, {**facts, "casts": casts})
         return len(half)
+
+    def _computes(self, ctx: PassContext) -> bool:
+        if self.compute != "auto":
+            return self.compute == "half"
+        return ctx.target is None or ctx.target.profile.backend != "tvm"
 
     def _weights(self, model: ir.Model) -> int:
         """Constants of linear operators in 16 bits, each behind a Cast."""
