@@ -143,6 +143,10 @@ class Direct:
         """Which register tiles fit."""
         return FLOATS
 
+    def walk(self, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        """The axes along which tiles and rows of tiles lie."""
+        return merge(axes)
+
     def steps(self, axes: tuple[Axis, ...]) -> int:
         """Steps of a register tile."""
         return -(-self.channels // self.quantum) * math.prod(len(a.taps) for a in axes)
@@ -209,7 +213,7 @@ class Direct:
 
     def tile_costs(self, axes: tuple[Axis, ...]) -> list[tuple[float, int, int]]:
         """Cycles, widest tile and number of chunks of every register tile that fits."""
-        *outer, inner = merge(axes)
+        *outer, inner = self.walk(axes)
         steps = self.steps(axes)
         weights = self.split * self.blocks * self.lanes * steps * self.width_bytes
         pixels = self.input.bytes // self.input.shape[0]
@@ -226,7 +230,7 @@ class Direct:
         return list(found)
 
     def _plan(self, axes: tuple[Axis, ...]) -> Phase:
-        walked = merge(axes)
+        walked = self.walk(axes)
         inner, outer = walked[-1], walked[:-1]
         rows = math.prod(a.count for a in outer)
         steps = self.steps(axes)

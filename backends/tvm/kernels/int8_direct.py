@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
+from effc.backends.tvm.kernels.axes import Axis, merge
 from effc.backends.tvm.kernels.blocking import Rule
 from effc.backends.tvm.kernels.direct import Direct, Source
 from effc.backends.tvm.kernels.gemm import Product
@@ -97,6 +98,10 @@ class IntegerConv(Integer):
     def reads_planes(self) -> bool:
         """A plain input."""
         return not self.input.layout.block
+
+    def walk(self, axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        """Rows that are interleaved stay rows."""
+        return axes if self.reads_planes else merge(axes)
 
     @cached_property
     def source(self) -> Source:

@@ -60,6 +60,7 @@ CASES = {
     "residual-tail": Case(16, 19, (9, 10), (1, 1), how=replace(ADDED, zero_point=0), residual=True),
     "stem-7x7": Case(3, 33, (20, 20), (7, 7), (2, 2), (3,) * 4, n=2, plain_in=True),
     "stem-narrow": Case(1, 16, (9, 5), (3, 3), pads=P1, plain_in=True, x_zero_point=9),
+    "stem-pointwise": Case(4, 20, (6, 11), (1, 1), plain_in=True, x_zero_point=9),
     "stem-blocked": Case(3, 16, (9, 5), (3, 3), pads=P1, x_zero_point=9),
     "stem-signed": Case(4, 16, (6, 40), (3, 3), pads=P1, plain_in=True, x_dtype="int8"),
     "real": Case(20, 40, (5, 5), (3, 3), pads=P1, x_zero_point=4, how=REAL),
