@@ -60,7 +60,7 @@ a multiplier as two integers M and s: `m` is then int32 [2, OC] or [2, 1], an at
     requantize(acc, m, z) = clamp(((acc * M + 2^(s-1)) >> s) + z)      in 64 bits
 
     M = floor(m * 2^s + 1/2). Passes take s = 32 where 2^-17 <= m < 1/2 (one rounding high multiplication), else s
-    such that 2^30 <= M < 2^31; kernels take any pair with M < 2^31 and s <= 62. Add has one s for both operands
+    (averages: always) such that 2^30 <= M < 2^31; kernels take any pair with M < 2^31 and s <= 62. Add has one s for both operands
     and M <= 2^21, in 32 bits: clamp((((a - az) * Ma + (b - bz) * Mb + 2^(s-1)) >> s) + z). AveragePool divides M by the
     count k: floor((M + floor(k / 2)) / k). With z (z_multiplier [Mz, sz], Mz <= 2^22, sz <= every s):
     clamp(((acc * M + (((z - z_zero_point) * Mz) << (s - sz)) + 2^(s-1)) >> s) + y_zero_point).

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.integers.rounding import common_multipliers, multiplier_for, requantize
+from effc.core.integers.rounding import (
+    common_multipliers,
+    multiplier_for,
+    requantize,
+    tflite_multiplier,
+)
 from effc.core.ir import Array, attr, const, is_op
 from effc.core.quant import integer_range
 from effc.passes.canonicalize.evaluate import evaluate
@@ -109,11 +114,11 @@ def global_average_pool(node: ir.Node, target: Target8, maker: Maker) -> ir.Node
 def _averaging(
     node: ir.Node, op: str, x: Tensor8, target: Target8, maker: Maker, more: dict[str, Any]
 ) -> ir.Node:
-    attributes = {
-        "x_zero_point": x.zero,
-        "multiplier": maker.number(x.scale / target.scale),
-        **more,
-    }
+    multiplier = maker.number(x.scale / target.scale)
+    if maker.rounding == "fixed":  # of 31 bits: the count will take some away
+        m, s = tflite_multiplier(x.scale / target.scale)
+        multiplier = [int(m), 31 - int(s)]
+    attributes = {"x_zero_point": x.zero, "multiplier": multiplier, **more}
     return maker.node(node, op, [x.value], {**attributes, **target.attributes})
 
 
