@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from effc.core.channel_statistics import remember
 from effc.core.ir import Array, attr, is_op, replaceable, sole_use
 from effc.core.passinfra import Effect
 from effc.core.rewrite import Rule, bypass
@@ -87,6 +88,9 @@ class _IntoProducer:
             part.commit()
         x = node.inputs[0]  # committing may have put an Add behind a MatMul
         assert x is not None
+        gamma, beta = known(node.inputs[1]), known(node.inputs[2])
+        if x.producer() is parts[0].node and gamma is not None and beta is not None:
+            remember(x, beta.astype(np.float32), np.abs(gamma).astype(np.float32))
         return (*bypass(node, x), *(part.node for part in parts))
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from effc.core.data import Samples, SyntheticSamples, levels
+from effc.core.data import Samples, levels
 from effc.core.errors import ConfigError, PassError
 from effc.core.ir import const, shape_of
 from effc.core.passinfra import Effect, Pass, PassContext
@@ -25,7 +25,6 @@ from effc.core.quant import (
 from effc.core.quant_units import FLOAT_WEIGHTS
 from effc.core.schemes import Scheme, bounds, scheme
 from effc.core.shapes import infer_shapes
-from effc.core.specs import static_specs
 from effc.passes.quantize.calibrate import calibrate
 from effc.passes.quantize.parameters import (
     activation_params,
@@ -38,6 +37,7 @@ from effc.passes.quantize.parameters import (
 )
 from effc.passes.quantize.placement import Join, Placement, place
 from effc.passes.quantize.ranges import Range, choose_range, observer
+from effc.passes.quantize.synthetic import calibration_samples
 
 # what the model was calibrated on, as JSON in the model's metadata
 CALIBRATION = "effc.calibration"
@@ -48,9 +48,10 @@ class Quantize(Pass):
     """Conv(x, w, b) -> Conv(DQ(Q(x)), DQ(w'), DQ(b')), and so on, where the scheme allows it.
 
     Activations get the range that the calibrator finds on the samples; weights theirs by output channel;
-    biases become int32 of scale sx * sw. Declines for what the scheme does not quantize, for nodes named in
-    `keep-float`, and for what is quantized already. Jacob et al. 2018 (arXiv:1712.05877); Krishnamoorthi
-    2018 (arXiv:1806.08342).
+    biases become int32 of scale sx * sw. Without samples it makes some up. Declines for what the scheme does
+    not quantize, for nodes named in `keep-float`, and for what is quantized already.
+
+    Sources: Jacob et al. 2018 (arXiv:1712.05877); Krishnamoorthi 2018 (arXiv:1806.08342).
     """
 
     id: ClassVar[str] = "quantize"
@@ -94,9 +95,7 @@ class Quantize(Pass):
         placement = place(model.graph, chosen, self.keep_float)
         if not placement.points and not placement.weights:
             return 0
-        samples = ctx.samples or SyntheticSamples(
-            static_specs(model.graph.inputs), count=16, seed=ctx.seed
-        )
+        samples = calibration_samples(ctx.samples, model, ctx.seed)
         params, apart = self._activations(model, placement, chosen, samples)
         count = self._insert(model, placement, chosen, params, apart)
         model.metadata_props[CALIBRATION] = json.dumps(
