@@ -29,8 +29,8 @@ def activation_params(rule: TensorRule, found: Range) -> QuantParams:
     if rule.symmetric:
         # -128 stays unused: every number then has its negative
         bound = max(-low, high)
-        scale = bound / greatest if least < 0 else bound / ((greatest - least) / 2)
-        return make_params(rule.dtype, _usable(scale), 0 if least < 0 else (greatest + 1) // 2)
+        ratio = bound / greatest if least < 0 else bound / ((greatest - least) / 2)
+        return make_params(rule.dtype, _usable(ratio), 0 if least < 0 else (greatest + 1) // 2)
     scale = np.float32(_usable((high - low) / (greatest - least)))
     zero = int(np.clip(round(least - low / float(scale)), least, greatest))
     return make_params(rule.dtype, scale, zero)
