@@ -16,7 +16,13 @@ from effc.backends.tvm.anchor import Anchor, finder
 from effc.backends.tvm.candidates_int8 import int_conv_space, int_gemm_space
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.conv import ConvSpec
+from effc.backends.tvm.kernels.conv_transpose import ConvTransposeSpec
 from effc.backends.tvm.kernels.int8_conv import IntConvSpec, int_conv, pack_int_conv
+from effc.backends.tvm.kernels.int8_conv_transpose import (
+    IntConvTransposeSpec,
+    int_conv_transpose,
+    pack_int_conv_transpose,
+)
 from effc.backends.tvm.kernels.int8_gemm import IntGemmSpec, int_gemm, pack_int_gemm
 from effc.backends.tvm.kernels.int8_matmul import IntMatmulSpec, int_matmul, pack_int_matmul
 from effc.backends.tvm.kernels.int8_store import Requantize
@@ -119,6 +125,42 @@ def _conv(node: OpNode) -> Anchor:
         any_dtype=True,
         any_layout=planes,
         tunes=lambda n, isa: int_conv_space(_conv_spec(n, how), isa),
+    )
+
+
+@finder("effc.integer::ConvTranspose")
+def _conv_transpose(node: OpNode) -> Anchor:
+    weight = _weights(node)
+    how = _requantize(node)
+    outputs, rank = node.outputs[0].shape[1], weight.ndim - 2
+
+    def spec(node: OpNode) -> IntConvTransposeSpec:
+        conv = ConvTransposeSpec(
+            input=node.input(0),
+            output=node.outputs[0],
+            kernel=tuple(weight.shape[2:]),
+            strides=tuple(node.attr("strides", (1,) * rank)),
+            pads=tuple(node.attr("pads", (0,) * 2 * rank)),
+            dilations=tuple(node.attr("dilations", (1,) * rank)),
+            groups=node.attr("group", 1),
+        )
+        return IntConvTransposeSpec(conv, int(node.attr("x_zero_point", 0)), _placed(node, how))
+
+    def wants(node: OpNode, isa: Isa) -> Wanted:
+        blocked = Layout(isa.lanes)
+        return Wanted((blocked,) * (2 if how.z is not None else 1), (blocked,))
+
+    return Anchor(
+        "conv_transpose_int8",
+        (0,) if how.z is None else (0, _RESIDUAL),
+        wants,
+        lambda n, name, isa, epilogue: int_conv_transpose(spec(n), name, isa, epilogue),
+        weights=(1, _BIAS, _MULTIPLIER),
+        pack=lambda n, isa: pack_int_conv_transpose(
+            spec(n), isa, _weights(n), *_constants(n, outputs)
+        ),
+        beside=int(how.z is not None),
+        any_dtype=True,
     )
 
 

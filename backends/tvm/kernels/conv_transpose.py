@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effc.backends.tvm.isa import Isa
-from effc.backends.tvm.kernels.axes import transposed_axes
+from effc.backends.tvm.kernels.axes import Axis, transposed_axes
 from effc.backends.tvm.kernels.conv import pack_bias
 from effc.backends.tvm.kernels.direct import Direct
 from effc.backends.tvm.kernels.direct_emission import direct_kernel
@@ -38,8 +38,8 @@ class ConvTransposeSpec:
     bias: bool = False
 
 
-@lru_cache(maxsize=1024)
-def _direct(spec: ConvTransposeSpec, isa: Isa) -> Direct:
+def transposed_phases(spec: ConvTransposeSpec) -> tuple[tuple[Axis, ...], ...]:
+    """The axes of each phase."""
     axes = [
         transposed_axes(
             spec.input.shape[2 + i],
@@ -51,7 +51,19 @@ def _direct(spec: ConvTransposeSpec, isa: Isa) -> Direct:
         )
         for i in range(len(spec.kernel))
     ]
-    phases = tuple(itertools.product(*axes))
+    return tuple(itertools.product(*axes))
+
+
+def turn_weights(spec: ConvTransposeSpec, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[IC, OC / groups, *kernel] -> [OC, IC / groups, *kernel]."""
+    ic, oc = spec.input.shape[1] // spec.groups, weight.shape[1]
+    grouped = weight.reshape(spec.groups, ic, oc, *spec.kernel)
+    return np.swapaxes(grouped, 1, 2).reshape(spec.groups * oc, ic, *spec.kernel)
+
+
+@lru_cache(maxsize=1024)
+def _direct(spec: ConvTransposeSpec, isa: Isa) -> Direct:
+    phases = transposed_phases(spec)
     return Direct(isa, spec.input, spec.output, phases, spec.groups, spec.bias)
 
 
@@ -69,8 +81,5 @@ def pack_conv_transpose(
     bias: npt.NDArray[Any] | None = None,
 ) -> tuple[npt.NDArray[Any], ...]:
     """The constants in the order of the params: weights [IC, OC / groups, *kernel], bias [OC]."""
-    ic, oc = spec.input.shape[1] // spec.groups, weight.shape[1]
-    grouped = weight.reshape(spec.groups, ic, oc, *spec.kernel)
-    turned = np.swapaxes(grouped, 1, 2).reshape(spec.groups * oc, ic, *spec.kernel)
-    packed = _direct(spec, isa).pack(turned)
+    packed = _direct(spec, isa).pack(turn_weights(spec, weight))
     return (packed,) if bias is None else (packed, pack_bias(bias, isa))

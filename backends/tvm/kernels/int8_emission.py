@@ -66,13 +66,17 @@ class IntegerEmission(Emission):
     def constants(self) -> dict[str, TensorType]:
         d = self.direct
         packed = sum(d.weight_elements(p) for p in d.phases)
-        classes = math.prod(b.classes for b in borders_of(d.phases[0].walked, self.shift))
+        classes = sum(self._classes(p) for p in d.phases)
         channels = d.output_channels
         return {
             "w": TensorType((max(1, packed),), weight_dtype(d.isa)),
             "bias": TensorType((classes * channels,), "int32"),
             "m": TensorType((channels,), "float32"),
         }
+
+    def _classes(self, phase: Phase) -> int:
+        """Rows of biases of a phase."""
+        return math.prod(b.classes for b in borders_of(phase.walked, self.shift))
 
     def registers(self) -> list[Any]:
         d = self.direct
@@ -153,7 +157,9 @@ class IntegerEmission(Emission):
 
     def _initial(self, ctx: Context) -> list[Stmt]:
         stmts: list[Stmt] = []
-        axes = ctx.phase.walked
+        axes, channels = ctx.phase.walked, self.direct.output_channels
+        earlier = self.direct.phases[: self.direct.phases.index(ctx.phase)]
+        first = ctx.block * self.lanes + channels * sum(self._classes(p) for p in earlier)
         rows = tile_rows(
             stmts,
             axes,
@@ -161,8 +167,8 @@ class IntegerEmission(Emission):
             self.cut,
             ctx.tile,
             ctx.position if ctx.phase.dynamic else None,
-            self.direct.output_channels,
-            ctx.block * self.lanes,
+            channels,
+            first,
         )
         for i, row in enumerate(rows):
             for j in range(ctx.run.width):
@@ -206,7 +212,8 @@ class IntegerEmission(Emission):
 
     def _final(self, ctx: Context) -> list[Stmt]:
         d, u, width = self.direct, ctx.run.width, ctx.tile.width
-        along_pixels = d.result.layout.block > 0 and ctx.phase.axes[-1].spread == 1
+        along_pixels = d.result.layout.block > 0
+        apart = ctx.phase.axes[-1].spread > 1  # pixels of a transposed convolution
         along_lanes = not d.result.layout.block and d.lane_axis == len(d.result.shape) - 1
         stmts: list[Stmt] = []
         for group in (range(u - 1), range(u - 1, u)):
@@ -217,7 +224,8 @@ class IntegerEmission(Emission):
                     stmts += self.ends.line(line, valid, neighbours=valid == self.lanes)
             else:
                 for line in zip(*items, strict=True):
-                    stmts += self.ends.line(line, valid, neighbours=along_pixels)
+                    for part in zip(line) if apart else [line]:
+                        stmts += self.ends.line(part, valid, neighbours=along_pixels)
         return stmts
 
     def _item(self, ctx: Context, i: int, j: int) -> Item:

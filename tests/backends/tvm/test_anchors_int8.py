@@ -123,6 +123,55 @@ def test_a_network_of_integers(build: Callable[..., Any]) -> None:
         np.testing.assert_array_equal(found[name], expected, name)
 
 
+@pytest.mark.parametrize(
+    ("group", "kernel", "stride", "pads", "extra", "dilation"),
+    [
+        (1, 4, 2, [1, 1, 1, 1], 0, 1),
+        (1, 3, 2, [1, 0, 0, 1], 1, 1),
+        (1, 2, 2, [0, 0, 0, 0], 0, 1),
+        (1, 1, 2, [0, 0, 0, 0], 1, 1),
+        (2, 3, 1, [0, 2, 1, 0], 0, 2),
+        (20, 5, 3, [2, 2, 2, 2], 2, 1),
+    ],
+)
+def test_transposed_convolutions(
+    build: Callable[..., Any], group: int, kernel: int, stride: int, pads: list[int], extra: int,
+    dilation: int,
+) -> None:  # fmt: skip
+    """A shifted input, so that every border has biases of its own, and phases without taps."""
+    net = Net()
+    weights = net.weights((20, 40 // group, kernel, kernel), 40)
+    inputs = [*weights[:1], *net.weights((40, 20 // group, kernel, kernel), 40)[1:]]
+    size = [
+        (6 - 1) * stride + extra + (kernel - 1) * dilation + 1 - pads[i] - pads[2 + i]
+        for i in range(2)
+    ]
+    net.nodes.append(
+        helper.make_node(
+            "ConvTranspose",
+            ["x", *inputs],
+            ["y"],
+            name="y",
+            domain="effc.integer",
+            to=U8,
+            group=group,
+            strides=[stride] * 2,
+            pads=pads,
+            dilations=[dilation] * 2,
+            output_padding=[extra] * 2,
+            x_zero_point=100,
+            y_zero_point=120,
+        )  # fmt: skip
+    )
+    net.types["y"] = (U8, [2, 40, *size])
+    model = net.model((U8, [2, 20, 6, 6]), {"y": (U8, [2, 40, *size])})
+    feeds = {"x": net.rng.integers(0, 256, (2, 20, 6, 6)).astype(np.uint8)}
+    wanted = reference.run(model, feeds)["y"]
+    assert len(np.unique(wanted)) > 9
+    with build(model).model(2) as compiled:
+        np.testing.assert_array_equal(compiled.run(feeds)["y"], wanted)
+
+
 def test_four_bit_weights(build: Callable[..., Any]) -> None:
     net = Net()
     net.conv("x", "y", 16, 16, 4)
