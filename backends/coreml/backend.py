@@ -60,7 +60,9 @@ class CoreMLBackend(Backend[Lowered]):
         return "coreml" if options_of(target).ios >= 17 else ""
 
     def legalize(self, target: Target) -> str:
-        return "decompose-attention"
+        # the Neural Engine computes in half precision what is not quantized
+        half = target.precision in ("int8", "w4a8", "auto")
+        return "decompose-attention" + (",convert-float16,eliminate-dead-code" if half else "")
 
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         try:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from effc.backends.coreml.convert.call import FLOATS, NUMPY, Call, Refusal, Var, kind_of
 from effc.backends.coreml.convert.compressed import dequantized
 from effc.backends.coreml.convert.table import op
-from effc.core.ir import const
+from effc.core.ir import const, is_op
 from effc.core.quant import QuantParams, integer_range, quant_params
 
 BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -19,7 +19,7 @@ def quantize(c: Call) -> Var:
     params = _params(c)
     if c.dtype() not in FLOATS:
         raise Refusal("it quantizes integers", "cast to float before it")
-    x = c.x()
+    x = _before_cast(c, params)
     if params.dtype in BYTES and c.ios >= 17 and len(x.shape) >= 1:
         return c.mb.quantize(input=x, **_native(c, params, x), output_dtype=_name(params.dtype))
     low, high = integer_range(params.dtype)
@@ -37,6 +37,8 @@ def dequantize(c: Call) -> Var:
     kind = FLOATS.get(c.out_dtype())
     if kind is None:
         raise Refusal(f"it makes {c.out_dtype().name.lower()}", "use float32 or float16")
+    if _only_cast(c) and _fits_half(params):
+        kind = "fp16"  # the scales in half precision instead of a cast, which would be no constant
     if stored is not None:
         return dequantized(c, stored, params, kind)
     x = c.raw()
@@ -47,6 +49,36 @@ def dequantize(c: Call) -> Var:
     if zero.any():
         real = c.mb.sub(x=real, y=zero.astype(NUMPY[kind]))
     return c.mb.mul(x=real, y=scale.astype(NUMPY[kind]))
+
+
+def _only_cast(c: Call) -> bool:
+    """Whether every reader casts the result to float16."""
+    out = c.node.outputs[0]
+    readers = [use.node for use in out.uses()]
+    half = ir.DataType.FLOAT16
+    return (
+        bool(readers)
+        and not out.is_graph_output()
+        and all(is_op(n, "Cast") and n.outputs[0].dtype == half for n in readers)
+    )
+
+
+def _before_cast(c: Call, params: QuantParams) -> Var:
+    """What is quantized; half precision that is only cast to float32 for it, as it is."""
+    cast = c.value(0).producer()
+    if cast is not None and is_op(cast, "Cast") and _fits_half(params):
+        source = cast.inputs[0]
+        if source is not None and source.dtype == ir.DataType.FLOAT16:
+            found = c.scope.find(source)
+            if found is not None and params.dtype in BYTES and c.ios >= 17:
+                return found
+    return c.x()
+
+
+def _fits_half(params: QuantParams) -> bool:
+    """Whether every scale is a normal number of float16."""
+    span = np.finfo(np.float16)
+    return bool(np.all((params.scale >= span.tiny) & (params.scale <= span.max)))
 
 
 def _params(c: Call) -> QuantParams:
