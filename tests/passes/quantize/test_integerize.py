@@ -275,6 +275,26 @@ def test_the_limit_of_32_bits_is_exact(rng: np.random.Generator) -> None:
             run(found, {"x": np.full((1, depth), 255, np.uint8)})  # no overflow
 
 
+def test_the_limit_of_32_bits_where_both_factors_are_negative() -> None:
+    for depth, expected in ((131071, "i.MatMul"), (131072, "MatMul")):  # times 128 * 128 is 2^31
+        text = f"""(int8[1,{depth}] x) => (float[1,1] y) {{
+          xr = DequantizeLinear(x, s, z) wr = DequantizeLinear(w, s, z) y = MatMul(xr, wr) }}"""
+        w = np.full((depth, 1), -128, np.int8)
+        assert ops(integerize(build(text, s=np.float32(0.01), z=np.int8(0), w=w)))[-1] == expected
+
+
+@pytest.mark.parametrize("other", ["b", "a"])
+def test_a_formula_of_two_tensors_is_no_table(rng: np.random.Generator, other: str) -> None:
+    """Also not where one tensor is read with two scales."""
+    text = f"""(uint8[1,3] a, uint8[1,3] b) => (uint8[1,3] y, uint8[1,3] u) {{
+      ar = DequantizeLinear(a, s, z) br = DequantizeLinear({other}, t, z) u = Identity(b)
+      g = Sigmoid(ar) m = Mul(g, br) y = QuantizeLinear(m, s, z) }}"""
+    model = build(text, s=np.float32(0.02), t=np.float32(0.05), z=np.uint8(90))
+    integer = integerize(model)
+    assert "i.Lookup" not in ops(integer) and "Sigmoid" in ops(integer)
+    held_to(model, integer, {"a": pixels(rng, (1, 3)), "b": pixels(rng, (1, 3))})
+
+
 def test_a_second_reader_keeps_the_sums_real(rng: np.random.Generator) -> None:
     text = """(uint8[1,2,5,5] x) => (uint8[1,3,5,5] y, float[1,3,5,5] s) {
       xr = DequantizeLinear(x, sx, zx)
