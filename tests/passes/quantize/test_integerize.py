@@ -283,6 +283,12 @@ def test_the_limit_of_32_bits_where_both_factors_are_negative() -> None:
         assert ops(integerize(build(text, s=np.float32(0.01), z=np.int8(0), w=w)))[-1] == expected
 
 
+def test_a_constant_of_256_numbers_is_no_table(rng: np.random.Generator) -> None:
+    row = rng.normal(0, 1, 256).astype(np.float32)
+    model = one_tensor("v = Mul(r, row)", shape="1,256", out="1,256", row=row)
+    assert ops(integerize(model)) == ops(model)
+
+
 @pytest.mark.parametrize("other", ["b", "a"])
 def test_a_formula_of_two_tensors_is_no_table(rng: np.random.Generator, other: str) -> None:
     """Also not where one tensor is read with two scales."""
