@@ -51,6 +51,7 @@ PASSES = Registry(
         "quantize-weights": "effc.passes.compress.quantize_weights:QuantizeWeights",
         "share-weights": "effc.passes.compress.share_weights:ShareWeights",
         "palettize": "effc.passes.compress.palettize:Palettize",
+        "binarize": "effc.passes.compress.binarize:Binarize",
         "integerize": "effc.passes.quantize.integerize:Integerize",
     },
 )
