@@ -22,8 +22,9 @@ _LOW, _HIGH = -0.1, 1.1
 class LearnedRounding(nn.Module):
     """`forward()` = s * (clamp(floor(w / scale) + h + zero) - zero), h in 0..1 learned for each weight.
 
-    It starts as the weight itself, h = its fraction. s begins as `scale`, and can be learned too. `hard` rounds every h to 0 or 1. `limits` are the
-    least and the greatest integer, where those of the type are not all used.
+    It starts as the weight itself, h = its fraction. s begins as `scale`, and can be learned too. `hard`
+    rounds every h to 0 or 1. `limits` are the least and the greatest integer, where those of the type are
+    not all used.
     """
 
     def __init__(
@@ -37,7 +38,8 @@ class LearnedRounding(nn.Module):
         scale = torch.from_numpy(np.array(params.scale, np.float32))
         zero = torch.from_numpy(params.zero_point.astype(np.float32))
         self.scale = spread(scale, real, params.axis, params.block)
-        self.exponent = nn.Parameter(torch.zeros_like(self.scale))
+        # the scales of blocks are spread over their elements, which must not part
+        self.exponent = nn.Parameter(torch.zeros_like(self.scale), requires_grad=not params.block)
         self.zero = spread(zero, real, params.axis, params.block)
         self.low, self.high = limits or integer_range(params.dtype)
         ratio = real / torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
@@ -68,9 +70,12 @@ class LearnedRounding(nn.Module):
         result: Tensor = (q - self.zero) * (self.scale * torch.exp(self.exponent))
         return result
 
-    def factor(self) -> npt.NDArray[np.float32]:
-        """What the scale has learned to be multiplied by, shaped to broadcast against the weight."""
-        return torch.exp(self.exponent.detach()).numpy()
+    def learned_scale(self, params: QuantParams) -> npt.NDArray[np.float32]:
+        """The scale as it is now, in the form that `params` has it."""
+        if params.block:
+            return params.scale
+        factor = torch.exp(self.exponent.detach()).numpy().reshape(params.scale.shape)
+        return np.asarray(params.scale * factor, np.float32)
 
     def undecided(self, power: float) -> Tensor:
         """The regularizer: the mean of 1 - |2h - 1|^power, which is 0 where every h is 0 or 1."""

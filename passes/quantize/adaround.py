@@ -32,8 +32,8 @@ class Adaround(Pass):
     For the weights of Conv, ConvTranspose, Gemm and MatMul that `quantize` made integers, in a Q/DQ model
     whose float weights are still known (`model.meta`, so in the same process). Units follow the graph: each
     sees the inputs that the quantized part before it makes and is held to the float model's outputs, on the
-    samples. With them the biases are learned and, with `scales`, the scales of activations that no other
-    operator has to share. Nothing changes without float weights. Needs torch.
+    samples. With them the biases are learned and, with `scales`, the scales: of weights, and of activations
+    where no other operator has to share them. Nothing changes without float weights. Needs torch.
 
     Nagel et al. 2020 (arXiv:2004.10568); blocks: Li et al. 2021, BRECQ (arXiv:2102.05426); mixed-in float
     inputs: Wei et al. 2022, QDrop (arXiv:2203.05740).
@@ -43,13 +43,13 @@ class Adaround(Pass):
     effect: ClassVar[Effect] = Effect.ROUNDED
 
     unit: str = field(default="block", metadata={"help": "layer, or block of about two layers"})
-    iterations: int = field(default=250, metadata={"help": "of each unit", "unit": "steps"})
+    iterations: int = field(default=400, metadata={"help": "of each unit", "unit": "steps"})
     batch: int = field(
         default=16,
         metadata={"help": "in each step, at most; fewer, but 2, where large", "unit": "samples"},
     )
     samples: int = field(default=128, metadata={"help": "at most", "unit": "samples"})
-    rate: float = field(default=0.05, metadata={"help": "learning rate of the rounding"})
+    rate: float = field(default=0.1, metadata={"help": "learning rate of the rounding"})
     warm_up: float = field(
         default=0.2, metadata={"help": "share of the steps before the regularizer begins"}
     )
@@ -58,7 +58,9 @@ class Adaround(Pass):
     )
     drop: float = field(default=0.5, metadata={"help": "share of inputs that are the float ones"})
     bias: bool = field(default=True, metadata={"help": "learn biases as well"})
-    scales: bool = field(default=True, metadata={"help": "learn scales of activations as well"})
+    scales: bool = field(
+        default=True, metadata={"help": "learn scales of weights and activations too"}
+    )
     threads: int = field(
         default=1, metadata={"help": "of torch; other numbers round sums differently"}
     )
@@ -131,6 +133,9 @@ def _write(model: ir.Model, work: Reconstruction) -> int:
         integers = rounding.integers().astype(layer.stored.dtype)
         changed += not np.array_equal(integers.astype(np.int8), layer.stored.astype(np.int8))
         _set(model, layer.weight, 0, integers)
+        scale = rounding.learned_scale(layer.params)
+        if not np.array_equal(scale, layer.params.scale):
+            _set(model, layer.weight, 1, scale)
         bias = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
         if bias is None:
             continue
@@ -180,13 +185,14 @@ def _input_params(layer: Layer) -> QuantParams | None:
 def _requantize(model: ir.Model, layer: Layer, pair: ir.Node, learned: Tensor | None) -> None:
     """The bias in units of the scales of input and weight, as they are now."""
     params, x, stored = quant_params(pair), _input_params(layer), const(pair.inputs[0])
-    if params is None or x is None or stored is None:
+    weight = quant_params(layer.weight)
+    if params is None or x is None or weight is None or stored is None:
         return
     known = model.meta[FLOAT_WEIGHTS].get(str(pair.outputs[0].name))
     real = params.dequantize(stored) if known is None else known
     if learned is not None:
         real = learned.detach().numpy()
-    scale = (x.scale * layer.params.scale).astype(np.float32)
+    scale = (x.scale * weight.scale).astype(np.float32)
     new = make_params(params.dtype, scale, 0, axis=params.axis)
     _set(model, pair, 0, new.quantize(real))
     if not np.array_equal(scale, params.scale):

@@ -47,6 +47,7 @@ class Recipe:
     drop: float
     bias: bool
     weight_scales: bool
+    floor: float = 0.05
     bias_rate: float = 1e-3
     scale_rate: float = 1e-3
 
@@ -129,7 +130,7 @@ class Reconstruction:
         groups = [
             {"params": [m.logits for m in learned.roundings], "lr": self.recipe.rate},
             {
-                "params": [m.exponent for m in learned.roundings if self.recipe.weight_scales],
+                "params": [m.exponent for m in learned.roundings if m.exponent.requires_grad],
                 "lr": self.recipe.scale_rate,
             },
             {"params": [m.change for m in learned.biases], "lr": self.recipe.bias_rate},
@@ -146,7 +147,10 @@ class Reconstruction:
         for step in range(self.recipe.iterations):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 share = step / self.recipe.iterations
-                group["lr"] = rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+                group["lr"] = rate * (
+                    self.recipe.floor
+                    + (1 - self.recipe.floor) * 0.5 * (1 + math.cos(math.pi * share))
+                )
             chosen = torch.randint(len(q), (batch,), generator=self.random).tolist()
             optimizer.zero_grad()
             for part in [chosen] if together else [[c] for c in chosen]:
@@ -197,6 +201,7 @@ class Reconstruction:
         spread = max((float(t.std()) for t in targets[0].values() if t.numel() > 1), default=1.0)
         for layer in unit.layers:
             rounding = LearnedRounding(layer.real, layer.params, limits(layer))
+            rounding.exponent.requires_grad_(self.recipe.weight_scales and not layer.params.block)
             self.roundings[layer.value] = rounding
             self.quantized.substitute(layer.value, rounding)
             found.roundings.append(rounding)
