@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> int:
     failed = [name for name, command in checks.items() if not passes(name, command)]
     slow = ["-m", "not slow"] if fast else []
     print("pytest", flush=True)
-    code = run([python, "-m", "pytest", *slow, *pytest_arguments]).returncode
+    # a file's tests stay together: their fixtures build models and compile kernels
+    spread = ["-n", str(max(2, min(os.cpu_count() or 1, 8))), "--dist", "loadfile"]
+    code = run([python, "-m", "pytest", *spread, *slow, *pytest_arguments]).returncode
     if failed:
         print(f"failed before pytest: {', '.join(failed)}", flush=True)
     return code or bool(failed)
