@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from effc.core.preprocess import Preprocess
+if TYPE_CHECKING:
+    from effc.core.preprocess import Preprocess
 
 
 class Number(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
