@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from effc import passes
@@ -13,13 +15,19 @@ from effc.core.reference import random_feeds, record_goldens
 from effc.core.shapes import infer_shapes
 from effc.core.specs import static_specs
 from effc.core.target import Target
-from effc.core.verify import judge
+from effc.core.verify import compare_outputs, judge
 
 REFUSED: dict[str, str] = {}  # architecture -> the operator that Core ML does not take
 
 
+# in the slow run; all of them (ten minutes) with EFFC_EVERY_MODEL=1
+CHOSEN = ("levit_128s", "swin_tiny_patch4_window7_224", "mobilenetv4_conv_small")
+
+
 @pytest.mark.slow
 def test_the_package_keeps_the_answers(timm_case, tmp_path):
+    if timm_case.name not in CHOSEN and not os.environ.get("EFFC_EVERY_MODEL"):
+        pytest.skip("set EFFC_EVERY_MODEL=1 to convert it")
     backend = make_backend("coreml")
     found = backend.probe()
     if not found.ok:
@@ -65,4 +73,8 @@ def test_the_package_keeps_the_answers(timm_case, tmp_path):
             lambda: record_goldens(original, feeds, optimize=True),
         )
     assert verdict.status == "passed", verdict.reason
-    assert verdict.max_error is not None and verdict.max_error < 1e-5, verdict
+    # 1e-5, or four times what onnxruntime differs from itself by: random deep networks amplify rounding
+    control = record_goldens(original, feeds, optimize=True)
+    noise = max(e.max_rel for e in compare_outputs(goldens, control))
+    assert verdict.max_error is not None
+    assert verdict.max_error < max(1e-5, 4 * noise), (verdict, noise)
