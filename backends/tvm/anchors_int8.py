@@ -208,9 +208,9 @@ def _two_activations(node: OpNode) -> Anchor:
     columns = node.outputs[0].shape[-1]
 
     def spec(node: OpNode) -> IntMatmulSpec:
-        zero_points = (int(node.attr(f"{v}_zero_point", 0)) for v in "xw")
+        left, right = (int(node.attr(f"{v}_zero_point", 0)) for v in "xw")
         goal = _placed(node, how)
-        return IntMatmulSpec(node.input(0), node.input(1), node.outputs[0], *zero_points, goal)
+        return IntMatmulSpec(node.input(0), node.input(1), node.outputs[0], left, right, goal)
 
     runtime = (0, 1) if how.z is None else (0, 1, _RESIDUAL)
     return Anchor(

@@ -15,8 +15,8 @@ from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.conv import conv_axes, is_depthwise
 from effc.backends.tvm.kernels.depthwise import task_rows
 from effc.backends.tvm.kernels.int8_conv import IntConvSpec, int_direct_of
-from effc.backends.tvm.kernels.int8_depthwise import depthwise_plan
 from effc.backends.tvm.kernels.int8_gemm import IntGemmSpec, int_product_of
+from effc.backends.tvm.kernels.int8_quads import depthwise_plan
 
 
 def int_conv_space(spec: IntConvSpec, isa: Isa) -> Space | None:

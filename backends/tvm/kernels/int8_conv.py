@@ -14,9 +14,10 @@ from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.conv import ConvSpec, conv_axes, is_depthwise
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.kernels.int8_bias import borders_of, class_biases, pad_channels
-from effc.backends.tvm.kernels.int8_depthwise import IntegerDepthwise, pack_int_depthwise
+from effc.backends.tvm.kernels.int8_depthwise import IntegerDepthwise
 from effc.backends.tvm.kernels.int8_direct import IntegerConv
 from effc.backends.tvm.kernels.int8_emission import integer_kernel
+from effc.backends.tvm.kernels.int8_quads import pack_int_depthwise
 from effc.backends.tvm.kernels.int8_store import Requantize
 from effc.backends.tvm.program import Kernel
 

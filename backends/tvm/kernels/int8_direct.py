@@ -107,7 +107,7 @@ class IntegerConv(Integer):
     def source(self) -> Source:
         """Blocked, or rows of four interleaved channels in scratch."""
         if not self.reads_planes:
-            return Direct.source.func(self)
+            return super().source
         axes = self.phase_axes[0]
         rows = [len(a.taps) for a in axes[:-1]]
         width = self.input.shape[-1] * QUAD

@@ -223,8 +223,8 @@ class IntegerEmission(Emission):
                 for line in items:
                     stmts += self.ends.line(line, valid, neighbours=valid == self.lanes)
             else:
-                for line in zip(*items, strict=True):
-                    for part in zip(line) if apart else [line]:
+                for column in zip(*items, strict=True):
+                    for part in [[item] for item in column] if apart else [list(column)]:
                         stmts += self.ends.line(part, valid, neighbours=along_pixels)
         return stmts
 

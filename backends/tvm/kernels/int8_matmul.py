@@ -81,7 +81,7 @@ class SummedProduct(IntegerProduct):
     @property
     def rule(self) -> Rule:
         """Room for sums of rows."""
-        return SummingRule(body=IntegerProduct.rule.fget(self).body)
+        return SummingRule(body=super().rule.body)
 
 
 @lru_cache(maxsize=1024)
@@ -124,6 +124,7 @@ def pack_int_matmul(spec: IntMatmulSpec, isa: Isa, bias: Array, m: Array) -> tup
 class MatmulEmission(IntegerEmission):
     """Panels of b, and sums of rows of a."""
 
+    direct: SummedProduct
     b_shift: int = field(kw_only=True)
 
     def constants(self) -> dict[str, TensorType]:
@@ -163,6 +164,7 @@ class MatmulEmission(IntegerEmission):
         d, lanes, isa = self.direct, self.lanes, self.direct.isa
         columns, depth, step = d.output.shape[1], d.channels, QUAD * run.width * lanes
         stmts: list[Stmt] = []
+        assert d.b is not None
         base = bound(stmts, "b0", d.matrix(d.b, n) + block * lanes)
         full, rest = divmod(depth, QUAD)
 
