@@ -192,8 +192,8 @@ class Goldens:
         return cls(samples, feeds, record_goldens(model, feeds))
 
     def save(self, path: Path) -> Path:
-        """Write them as npz: `feeds/0/x`, `answers/0/y`, ...; types of less than 8 bits as their bytes."""
-        arrays = {}
+        """Write them as npz: `feeds/0/x`, `answers/0/y`, ..."""
+        arrays: dict[str, Any] = {}
         for role, sets in (("feeds", self.feeds), ("answers", self.answers)):
             for i, named in enumerate(sets):
                 arrays.update({f"{role}/{i}/{name}": a for name, a in named.items()})

@@ -69,8 +69,9 @@ def unpacked(port: Port, array: Any) -> Array:
     """An output of the package as the source has it."""
     found = np.asarray(array).reshape(port.shape)
     if port.dtype == "bool":
-        return found != 0
-    return found.astype(np.dtype(port.dtype))
+        found = found != 0
+    result: Array = found.astype(np.dtype(port.dtype))
+    return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Real architectures as Core ML packages: converted, saved, reloaded by the interpreter, held to their answers."""
+"""Real architectures as Core ML packages: saved, reloaded by the interpreter, held to their answers."""
 
 from __future__ import annotations
 

@@ -308,5 +308,5 @@ def constant_of_shape(c: Call) -> Var:
 def range_(c: Call) -> Var:
     from effc.backends.coreml.convert.call import carrier
 
-    start, limit, delta = (c.need(i, "range").reshape(()) for i in range(3))
+    start, limit, delta = (c.need(i, "range").reshape(()).item() for i in range(3))
     return c.constant(np.arange(start, limit, delta), carrier(c.node.outputs[0]))

@@ -127,13 +127,14 @@ def coordinates(c: Call, axis: Axis) -> Floats:
 def nearest_index(c: Call, axis: Axis) -> npt.NDArray[np.int32]:
     at = coordinates(c, axis)
     mode = c.text("nearest_mode", "round_prefer_floor")
-    rounded = {
-        "round_prefer_floor": lambda v: np.ceil(v - 0.5),
-        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-        "floor": np.floor,
-        "ceil": np.ceil,
-    }[mode](at)
-    return np.clip(rounded, 0, axis.extent - 1).astype(np.int32)
+    if mode == "round_prefer_floor":
+        rounded = np.ceil(at - 0.5)
+    elif mode == "round_prefer_ceil":
+        rounded = np.floor(at + 0.5)
+    else:
+        rounded = np.floor(at) if mode == "floor" else np.ceil(at)
+    index: npt.NDArray[np.int32] = np.clip(rounded, 0, axis.extent - 1).astype(np.int32)
+    return index
 
 
 def _nearest(c: Call, x: Var, axes: list[Axis], changed: list[int]) -> Var:
