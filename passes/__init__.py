@@ -42,6 +42,7 @@ PASSES = Registry(
         "migrate-difficulty": "effc.passes.quantize.migrate_difficulty:MigrateDifficulty",
         "correct-bias": "effc.passes.quantize.correct_bias:CorrectBias",
         "adaround": "effc.passes.quantize.adaround:Adaround",
+        "train-quantized": "effc.passes.quantize.train_quantized:TrainQuantized",
         "narrow-weights": "effc.passes.quantize.narrow_weights:NarrowWeights",
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
         "lower-qoperators": "effc.passes.quantize.lower_qoperators:LowerQoperators",

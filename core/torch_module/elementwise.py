@@ -18,7 +18,7 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Function:
     return lambda op, x: function(x)
 
 
-def _binary(function: Callable[..., Tensor]) -> Function:
+def _binary(function: Any) -> Function:
     return lambda op, a, b: function(a, b)
 
 
@@ -70,7 +70,8 @@ def _elu(op: Op, x: Tensor) -> Tensor:
 
 def _celu(op: Op, x: Tensor) -> Tensor:
     alpha = op.get("alpha", 1.0)
-    return x.clamp(min=0) + (alpha * torch.expm1(x / alpha)).clamp(max=0)
+    y: Tensor = x.clamp(min=0) + (alpha * torch.expm1(x / alpha)).clamp(max=0)
+    return y
 
 
 def _hard_sigmoid(op: Op, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from effc.core.quant import QuantParams, integer_range
-from effc.core.torch_module.quantization import spread
+from effc.core.torch_module.quantization import round_through, spread
 
 # the stretched sigmoid reaches 0 and 1 with finite variables
 _LOW, _HIGH = -0.1, 1.1
@@ -72,10 +72,7 @@ class LearnedRounding(nn.Module):
 
     def learned_scale(self, params: QuantParams) -> npt.NDArray[np.float32]:
         """The scale as it is now, in the form that `params` has it."""
-        if params.block:
-            return params.scale
-        factor = torch.exp(self.exponent.detach()).numpy().reshape(params.scale.shape)
-        return np.asarray(params.scale * factor, np.float32)
+        return rescaled(params, self.exponent)
 
     def undecided(self, power: float) -> Tensor:
         """The regularizer: the mean of 1 - |2h - 1|^power, which is 0 where every h is 0 or 1."""
@@ -123,3 +120,54 @@ class Fixed(nn.Module):
 
     def forward(self) -> Tensor:
         return self.tensor
+
+
+class TrainedIntegers(nn.Module):
+    """`forward()` = s * (clamp(round(latent) + zero) - zero); the gradient passes the rounding as it is.
+
+    `latent` is in steps of the scale, and begins at the float weight, moved to where it rounds to `start`.
+    s begins as the scale of `params` and can be learned (LSQ, Esser et al. 2020).
+    """
+
+    def __init__(
+        self,
+        weight: npt.NDArray[Any],
+        start: npt.NDArray[Any],
+        params: QuantParams,
+        limits: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        real = torch.from_numpy(np.array(weight, np.float32))
+        integers = torch.from_numpy(start.astype(np.float32))
+        scale = torch.from_numpy(np.array(params.scale, np.float32))
+        zero = torch.from_numpy(params.zero_point.astype(np.float32))
+        self.scale = spread(scale, real, params.axis, params.block)
+        self.zero = spread(zero, real, params.axis, params.block)
+        self.low, self.high = limits or integer_range(params.dtype)
+        steps = real / self.scale.clamp(min=1e-30)
+        centre = integers - self.zero
+        self.latent = nn.Parameter(torch.clamp(steps, centre - 0.49, centre + 0.49))
+        self.exponent = nn.Parameter(torch.zeros_like(self.scale), requires_grad=not params.block)
+
+    def forward(self) -> Tensor:
+        q = (round_through(self.latent) + self.zero).clamp(self.low, self.high)
+        result: Tensor = (q - self.zero) * (self.scale * torch.exp(self.exponent))
+        return result
+
+    def integers(self) -> npt.NDArray[np.int32]:
+        """The rounded weights."""
+        with torch.no_grad():
+            q = (torch.round(self.latent) + self.zero).clamp(self.low, self.high)
+        return q.to(torch.int32).numpy()
+
+    def learned_scale(self, params: QuantParams) -> npt.NDArray[np.float32]:
+        """The scale as it is now, in the form that `params` has it."""
+        return rescaled(params, self.exponent)
+
+
+def rescaled(params: QuantParams, exponent: Tensor) -> npt.NDArray[np.float32]:
+    """The scale of `params` times exp(exponent); that of blocks stays."""
+    if params.block:
+        return params.scale
+    factor = torch.exp(exponent.detach()).numpy().reshape(params.scale.shape)
+    return np.asarray(params.scale * factor, np.float32)

@@ -52,8 +52,16 @@ class Progress:
 Loss = Callable[[Sequence[int]], Tensor]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn at `factor` times the rate."""
+
+    parameters: Sequence[nn.Parameter]
+    factor: float = 1.0
+
+
 def finetune(
-    parameters: Sequence[nn.Parameter],
+    parameters: Sequence[nn.Parameter] | Sequence[Group],
     count: int,
     loss: Loss,
     training: Training,
@@ -65,10 +73,11 @@ def finetune(
     returning False. After an interrupt (KeyboardInterrupt, or any error) the parameters are those of the
     best epoch completed, and the interrupt goes on. The same seed and threads give the same bits.
     """
-    chosen = [p for p in parameters if p.requires_grad]
+    groups = [g if isinstance(g, Group) else Group([g]) for g in parameters]
+    chosen = [p for g in groups for p in g.parameters if p.requires_grad]
     if not chosen or count < 1:
         raise ConfigError("finetune: there is nothing to train, or nothing to train on")
-    optimizer = _optimizer(chosen, training)
+    optimizer, factors = _optimizer(groups, training)
     random = torch.Generator().manual_seed(training.seed)
     per_epoch = math.ceil(count / training.batch)
     total, step = per_epoch * training.epochs, 0
@@ -82,8 +91,8 @@ def finetune(
                 for at in range(0, count, training.batch):
                     share = 0.5 * (1 + math.cos(math.pi * step / total))
                     rate = training.rate * (training.last_rate + (1 - training.last_rate) * share)
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
+                    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                        group["lr"] = rate * factor
                     batch = order[at : at + training.batch]
                     optimizer.zero_grad()
                     value = loss(batch)
@@ -109,17 +118,25 @@ def finetune(
     return losses
 
 
-def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+def _optimizer(
+    groups: Sequence[Group], training: Training
+) -> tuple[torch.optim.Optimizer, list[float]]:
+    """The optimizer, and the factor of each of its groups."""
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for group in groups:
+        found = [p for p in group.parameters if p.requires_grad]
+        if found:
+            by_factor.setdefault(group.factor, []).extend(found)
+    parameters = [{"params": p} for p in by_factor.values()]
+    rate, decay = training.rate, training.weight_decay
     if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=training.rate, weight_decay=training.weight_decay)
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay), list(by_factor)
     if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=training.rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            nesterov=training.momentum > 0,
+        momentum = training.momentum
+        made = torch.optim.SGD(
+            parameters, lr=rate, momentum=momentum, weight_decay=decay, nesterov=momentum > 0
         )
+        return made, list(by_factor)
     raise ConfigError(
         f"finetune knows no optimizer {training.optimizer!r}", hint="it is adam or sgd"
     )

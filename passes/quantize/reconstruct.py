@@ -114,7 +114,8 @@ class Reconstruction:
 
     def _one(self, module: TorchModule, values: Values, unit: Unit) -> Values:
         with torch.no_grad():
-            return module({n: values[n] for n in unit.inputs}, unit.outputs)
+            made: Values = module({n: values[n] for n in unit.inputs}, unit.outputs)
+            return made
 
     def _learn(
         self, unit: Unit, q: list[Values], r: list[Values], targets: list[Values]
@@ -160,8 +161,8 @@ class Reconstruction:
                 share = (step - first) / max(self.recipe.iterations - first, 1)
                 high, low = _BETA
                 beta = low + (high - low) * 0.5 * (1 + math.cos(math.pi * share))
-                penalty = sum((m.undecided(beta) for m in learned.roundings), torch.zeros(()))
-                (self.recipe.regularizer * penalty).backward()  # type: ignore[no-untyped-call]
+                penalty = torch.stack([m.undecided(beta) for m in learned.roundings]).sum()
+                (penalty * self.recipe.regularizer).backward()  # type: ignore[no-untyped-call]
                 if step % every == 0:
                     for rounding in learned.roundings:
                         rounding.decide(share)
@@ -281,16 +282,27 @@ def bias_of(layer: Layer) -> ir.Value | None:
     return bias if bias is not None and len(tuple(bias.uses())) == 1 else None
 
 
-def real_bias(model: ir.Model, bias: ir.Value) -> Array | None:
-    """The numbers of a bias that is constant: its float ones where they are known."""
+def real_bias(model: ir.Model, bias: ir.Value, *, stored: bool = False) -> Array | None:
+    """The numbers of a bias that is constant: the float ones where they are known, unless `stored`."""
     known: Array | None = model.meta.get(FLOAT_WEIGHTS, {}).get(str(bias.name))
+    if known is not None and not stored:
+        return known
     pair = bias.producer()
     if pair is None:
         return const(bias)
-    params, stored = quant_params(pair), const(pair.inputs[0])
-    if params is None or stored is None:
-        return None
-    return params.dequantize(stored) if known is None else known
+    params, integers = quant_params(pair), const(pair.inputs[0])
+    return None if params is None or integers is None else params.dequantize(integers)
+
+
+def float_module(model: ir.Model) -> TorchModule:
+    """The float model that a Q/DQ model was made of: its float weights, and no quantization."""
+    module = TorchModule.from_ir(model)
+    module.quantized = False
+    names = {str(o.name) for n in model.graph for o in n.outputs} | set(model.graph.initializers)
+    for name, array in model.meta.get(FLOAT_WEIGHTS, {}).items():
+        if name in names:
+            module.substitute(name, Fixed(array))
+    return module
 
 
 def samples_that_fit(units: Sequence[Unit], model: ir.Model, cache_bytes: int) -> int:

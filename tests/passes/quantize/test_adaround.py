@@ -20,6 +20,7 @@ from effc.core.quant_units import FLOAT_WEIGHTS  # noqa: E402
 from effc.core.reference import OnnxRuntimeRunner  # noqa: E402
 from effc.core.torch_module.rounding import LearnedRounding  # noqa: E402
 from effc.passes.quantize.adaround import Adaround  # noqa: E402
+from effc.passes.quantize.learned import free_scales, write_learned  # noqa: E402
 from effc.passes.quantize.quantize import Quantize  # noqa: E402
 from effc.passes.quantize.units import layers_of, units_of  # noqa: E402
 
@@ -146,11 +147,11 @@ def test_what_it_leaves_is_a_valid_quantization(samples: tuple[Arrays, Arrays]) 
 
 def test_the_ir_computes_what_was_learned(samples: tuple[Arrays, Arrays]) -> None:
     """Up to the rounding of biases to int32: weights, their scales, those of activations, biases."""
-    from effc.passes.quantize import adaround, reconstruct
+    from effc.passes.quantize import reconstruct
 
     few = Arrays(8, 2)
     made = quantized(few)
-    scales = adaround._free_scales(made)
+    scales = free_scales(made)
     assert len(scales) >= 3
     recipe = reconstruct.Recipe(40, 8, 0.1, 0.2, 0.3, 0.5, True, True)
     work = reconstruct.Reconstruction(made, units_of(made, blocks=True), scales, recipe, 0)
@@ -158,7 +159,7 @@ def test_the_ir_computes_what_was_learned(samples: tuple[Arrays, Arrays]) -> Non
     assert len(outcomes) == 2 and all(o.after < o.before for o in outcomes)
     with torch.no_grad():
         learned = np.concatenate([work.quantized(f)["y"].numpy() for f in samples[1]])
-    adaround._write(made, work)
+    write_learned(made, work.roundings, work.biases, work.learned_scales)
     written = answers(made, samples[1])
     assert np.abs(written - learned).max() < 1e-2 * np.ptp(learned)
     assert len(work.learned_scales) == len(scales)
