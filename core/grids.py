@@ -14,7 +14,8 @@ from effc.core.coding import Array
 from effc.core.storage import Grouped
 
 _LEVELS = 255  # the largest integer: int8 is within 128, uint8 minus a zero point within 255
-_BLOCKS = (256, 128, 64, 32, 16)
+_BLOCKS = (256, 128, 64, 32, 16)  # in the order of memory; along an axis every length is tried
+_LONGEST, _SHORTEST = 256, 8
 _PROBED = 8  # elements of a group that are tried first
 _SMALLEST = 64  # elements: less is not worth the search
 _CHANNELS = (1, 2, 4, 8, 16, 32, 64)
@@ -59,11 +60,14 @@ def _groupings(shape: tuple[int, ...]) -> Iterator[tuple[int | None, int]]:
     for axis in dict.fromkeys((0, len(shape) - 1, min(1, len(shape) - 1))):
         if shape[axis] > 1 and len(shape) > 1:
             yield axis, 0
-    for block in _BLOCKS:
-        for axis, extent in enumerate(shape):
-            if extent > block and extent % block == 0:
+    if len(shape) < 2:
+        return
+    for axis, extent in enumerate(shape):
+        for block in range(min(extent, _LONGEST), _SHORTEST - 1, -1):
+            if extent % block == 0:
                 yield axis, block
-        behind = int(np.prod(shape[1:]))
+    behind = int(np.prod(shape[1:]))
+    for block in _BLOCKS:
         if len(shape) > 2 and behind > block and behind % block == 0:
             yield None, block
 
