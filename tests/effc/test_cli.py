@@ -138,7 +138,12 @@ def test_build_shows_verdict_latency_and_passes(
         (["build", "no/such.onnx", "-o", "x"], 2, "FrontendError", "no/such.onnx"),
         (["build", "zoo:tiny-conv", "--target", "toaster", "-o", "x"], 2, "ConfigError", "toaster"),
         (["build", "zoo:tiny-conv", "--precision", "fp99", "-o", "x"], 2, "ConfigError", "fp99"),
-        (["build", "zoo:tiny-conv", "--target", "iphone-15", "-o", "x"], 3, "BackendUnavailable", ""),
+        (
+            ["build", "zoo:tiny-conv", "-t", "iphone-15", "--backend-option", "deployment=iOS1", "-o", "x"],
+            3, "BackendUnavailable", "",
+        ),
+        (["build", "zoo:tiny-conv", *ORT, "--backend-option", "labels"], 2, "UsageError", "key=value"),
+        (["finish", "none"], 2, "ConfigError", "none"),
         (["build", "zoo:tiny-conv", *ORT, "--skip", "nothing", "-o", "x"], 2, "ConfigError", "nothing"),
         (["build", "zoo:tiny-conv", *ORT, "--pass", "no.py:X", "-o", "x"], 2, "ConfigError", "no.py"),
         (["build", "zoo:tiny-dynamic{batch=0}", *ORT, "-o", "x"], 2, "ConfigError", "dynamic"),
