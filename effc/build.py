@@ -37,6 +37,7 @@ from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.source import Source
 from effc.core.specs import static_specs
 from effc.core.verify import judge, quantized_outputs
+from effc.passes.compress.report import read_notes
 from effc.precision.bits import beside_integers
 from effc.precision.plan import Workbench, compress, part
 from effc.precision.recipe import RECIPE, save_recipe
@@ -148,6 +149,7 @@ def build(
                 details={
                     **backend.describe(lowered),
                     **planned.describe(),
+                    **read_notes(model),
                     "goldens": goldens.describe(),
                 },
             ),

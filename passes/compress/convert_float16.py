@@ -218,14 +218,13 @@ def _rewrite(graph: ir.Graph, half: set[ir.Node], io: bool) -> int:
         return halves[value]
 
     if io:
-        for value in graph.inputs:
-            if value.dtype == ir.DataType.FLOAT and const(value) is None:
-                value.type = ir.TensorType(ir.DataType.FLOAT16)
+        for given in graph.inputs:
+            if given.dtype == ir.DataType.FLOAT and const(given) is None:
+                given.type = ir.TensorType(ir.DataType.FLOAT16)
     nodes = list(graph)
     made_half = {o for n in half for o in n.outputs if o.dtype == ir.DataType.FLOAT}
-    for value in graph.inputs:
-        if value.dtype == ir.DataType.FLOAT16 and io:
-            made_half.add(value)
+    if io:
+        made_half.update(v for v in graph.inputs if v.dtype == ir.DataType.FLOAT16)
     singles: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         for i, value in enumerate(node.inputs):

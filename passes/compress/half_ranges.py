@@ -159,7 +159,7 @@ def _largest_sum(node: ir.Node, ranges: Mapping[str, Range]) -> float:
         for value, other in ((data[1], data[0]), (data[0], data[1])):
             weight, known = const(value), ranges.get(str(other.name))
             if weight is not None and known is not None:
-                return known.largest * _row_sum(node, weight, value is data[1])
+                return float(known.largest * _row_sum(node, weight, value is data[1]))
         extent = (shape_of(data[0]) or (1,))[-1]
         return math.prod(tops[:2]) * extent
     if node.op_type in _SUMS and tops:
@@ -169,7 +169,7 @@ def _largest_sum(node: ir.Node, ranges: Mapping[str, Range]) -> float:
         if whole is None or part is None:
             return math.inf
         if is_op(node, "AveragePool"):
-            return tops[0] * math.prod(attr(node, "kernel_shape", (1,)))
+            return float(tops[0] * math.prod(attr(node, "kernel_shape", (1,))))
         return tops[0] * math.prod(whole) / max(1, math.prod(part))
     return 0.0
 

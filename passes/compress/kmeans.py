@@ -117,4 +117,5 @@ def _exact(x: Array, w: Array, k: int) -> Array:
     starts = np.array(ends[::-1][:-1] if k > 1 else [], int)
     begins = np.concatenate([[0], starts])
     stops = np.concatenate([starts, [n]])
-    return (sx[stops] - sx[begins]) / (sw[stops] - sw[begins]) + shift
+    centers: Array = (sx[stops] - sx[begins]) / (sw[stops] - sw[begins]) + shift
+    return centers

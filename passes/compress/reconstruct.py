@@ -52,7 +52,8 @@ class Moments:
     @property
     def centered(self) -> Array:
         """Moments [groups, K, K] of what a bias can't make up for."""
-        return self.h[:, :-1, :-1] - self.mean[:, :, None] * self.mean[:, None, :]
+        found: Array = self.h[:, :-1, :-1] - self.mean[:, :, None] * self.mean[:, None, :]
+        return found
 
 
 def moments(
@@ -103,7 +104,7 @@ def _is_simple(weight: Weight) -> bool:
         return False
     if attr(node, "transA", 0) or attr(node, "alpha", 1.0) != 1 or attr(node, "beta", 1.0) != 1:
         return False
-    return array.shape[1 - weight.axis] <= _WIDEST
+    return bool(array.shape[1 - weight.axis] <= _WIDEST)
 
 
 def _columns(node: ir.Node, x: Array, rng: np.random.Generator) -> Array:

@@ -16,3 +16,9 @@ def note(model: ir.Model, pass_id: str, facts: Mapping[str, Any]) -> None:
     known = json.loads(model.metadata_props.get(COMPRESSION, "{}"))
     known.setdefault(pass_id, []).append(dict(facts))
     model.metadata_props[COMPRESSION] = json.dumps(known)
+
+
+def read_notes(model: ir.Model) -> dict[str, Any]:
+    """`{"compression": {pass: [facts, ...]}}` for the manifest; nothing where no such pass ran."""
+    notes = model.metadata_props.get(COMPRESSION)
+    return {"compression": json.loads(notes)} if notes else {}

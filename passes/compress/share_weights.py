@@ -93,7 +93,7 @@ def _share(weight: Weight, buckets: int, factors: list[int]) -> None:
             numbers[value] = add_const(graph, f"{weight.name}/{value}", np.array(value, np.int64))
         return numbers[value]
 
-    def op(kind: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+    def op(kind: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         node = ir.node(kind, list(inputs), attributes)
         out: ir.Value = node.outputs[0]
         node.name = out.name = f"{weight.name}/hash{len(nodes)}"
