@@ -15,9 +15,11 @@ pytest.importorskip("tvm")
 
 from effc.backends.tvm.backend import TvmBackend  # noqa: E402
 from effc.core.artifact import Artifact, Manifest, Verdict  # noqa: E402
+from effc.core.passinfra import PassContext  # noqa: E402
 from effc.core.profiles import load_profile  # noqa: E402
 from effc.core.reference import random_feeds  # noqa: E402
 from effc.core.target import Target  # noqa: E402
+from effc.passes import parse  # noqa: E402
 
 Make = Callable[..., Any]
 
@@ -94,3 +96,17 @@ def test_check_lists_problems(model_of: Make) -> None:
 def test_the_module_does_not_import_tvm() -> None:
     code = "import sys, effc.backends.tvm.backend; sys.exit('tvm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_without_quantization_is_none_of_integerizes_business(
+    model_of: Make, weights: Make
+) -> None:
+    model = model_of(
+        "g (float[1,16,8,8] x) => (float[1,16,8,8] y) { a = Conv(x, w) y = Relu(a) }",
+        weights(w=(16, 16, 1, 1)),
+    )
+    pipeline = parse(TvmBackend().legalize(HOST))
+    records = pipeline.run(model, PassContext(HOST, None, 0))
+    assert {r.id: r.rewrites for r in records}["integerize"] == 0
+    assert [n.op_type for n in model.graph] == ["Conv", "Relu"]
+    assert "effc.integer" not in model.opset_imports
