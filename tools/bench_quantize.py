@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from effc import passes
 from effc.core.data import LabelledSamples, open_samples
@@ -201,8 +202,17 @@ def quantize_static(case: Case, method: str, out: Path) -> Path:
 
     clean = out / f"{case.name}.clean.onnx"
     made = out / f"{case.name}.{method}.onnx"
+    modern = out / f"{case.name}.onnx"
+    model = case.source.clone()
+    if model.opset_imports[""] < 13:  # below, it writes scales by channel that are not valid there
+        passes.parse("lift-constants,convert-opset").run(model, PassContext())
+    for (
+        name
+    ) in model.graph.initializers:  # old files list them as inputs, and it then quantizes none
+        model.graph.inputs[:] = [v for v in model.graph.inputs if v.name != name]
+    ir.save(model, modern)
     with _silence():
-        quant_pre_process(str(case.path), str(clean))
+        quant_pre_process(str(modern), str(clean))
         q.quantize_static(
             str(clean),
             str(made),
@@ -256,6 +266,7 @@ def row(name: str, what: str, tally: Tally, base: Tally, size: int, drift: float
 
 
 def main() -> None:
+    ort.set_default_logger_severity(3)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
