@@ -51,7 +51,7 @@ def test_targets_that_can_not_be_built_are_refused_with_a_reason() -> None:
         assert refused.reason
         assert refused.hint
     assert backend.accepts(Target(load_profile("host"), precision="int8")).ok
-    assert not backend.accepts(Target(load_profile("host"), precision="fp16")).ok
+    assert not backend.accepts(Target(load_profile("host"), precision="fp8")).ok
 
 
 def test_from_model_to_runner(tmp_path: Path, model_of: Make, weights: Make) -> None:
