@@ -14,6 +14,7 @@ BACKENDS = Registry(
     {
         "ort": "effc.backends.ort.backend:OnnxRuntimeBackend",
         "coreml": "effc.backends.coreml.backend:CoreMLBackend",
+        "tensorrt": "effc.backends.tensorrt.backend:TensorRTBackend",
         "tvm": "effc.backends.tvm.backend:TvmBackend",
     },
 )
