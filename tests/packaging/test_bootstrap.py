@@ -169,6 +169,11 @@ def test_a_failed_install_says_why(checkout: Path) -> None:
         ("build m.onnx --target host --backend ort", ""),
         ("build m.onnx --target jetson", ""),  # no such backend in the small project
         ("build m.onnx --target nonsense", ""),
+        ("build m.onnx --target my/rtx.toml", "tensorrt tensorrt-rtx"),
+        ("build m.onnx --target my/rtx.toml --backend-option product=bundle", "tensorrt"),
+        ("build m.onnx --target my/rtx.toml --backend ort", ""),
+        ("build m.onnx --target my/orin.toml", "tensorrt"),
+        ("bench my/engine", "tensorrt tensorrt-rtx"),
         ("build zoo:tiny-convnet --target host", "tvm"),
         ("build zoo:timm/resnet18 --target host", "tvm torch"),
         ("build my_models.resnet:build --backend ort", "torch"),
@@ -196,6 +201,17 @@ def test_the_extras_follow_from_the_arguments(checkout: Path, arguments: str, ex
         '{"format": 1,"backend": "tvm","precision":""}'
     )
     (checkout / "my/board.toml").write_text('name = "x"\nbackend = "tvm"\n')
+    if "my/rtx" in arguments or "orin" in arguments or "engine" in arguments:
+        (checkout / "backends/tensorrt").mkdir(parents=True)
+        (checkout / "backends/tensorrt/backend.py").touch()
+    for name, sm, triple in (("rtx", "89", "x86_64"), ("orin", "87", "aarch64")):
+        (checkout / f"my/{name}.toml").write_text(
+            f'backend = "tensorrt"\ntriple = "{triple}-linux-gnu"\n[toolchain]\nsm = "{sm}"\n'
+        )
+    (checkout / "my/engine").mkdir()
+    (checkout / "my/engine/manifest.json").write_text(
+        '{"backend": "tensorrt", "details": {"product": "rtx"}}'
+    )
     done = subprocess.run(
         [checkout / "tools/effc", *arguments.split()], cwd=checkout, capture_output=True, text=True
     )
