@@ -47,7 +47,11 @@ class OnnxRuntimeRunner(Runner):
     def __enter__(self) -> Self:
         try:
             self._session = ort.InferenceSession(
-                self._source(), self._options(), providers=["CPUExecutionProvider"]
+                self._source(),
+                self._options(),
+                providers=["CPUExecutionProvider"],
+                # it quantizes float weights between Q and DQ, which is not what the model says
+                disabled_optimizers=[] if self.integer_kernels else ["WeightBiasQuantization"],
             )
         except Exception as error:  # onnxruntime raises a type of its own for every status code
             raise FrontendError(
