@@ -17,6 +17,7 @@ PASSES = Registry(
         "lower-sequences": "effc.passes.canonicalize.lower_sequences:LowerSequences",
         "fold-constants": "effc.passes.canonicalize.fold_constants:FoldConstants",
         "fold-shapes": "effc.passes.canonicalize.fold_shapes:FoldShapes",
+        "narrow-indices": "effc.passes.canonicalize.narrow_indices:NarrowIndices",
         "remove-identity": "effc.passes.canonicalize.remove_identity:RemoveIdentity",
         "simplify-layout-ops": "effc.passes.canonicalize.simplify_layout_ops:SimplifyLayoutOps",
         "eliminate-common-subexpressions": (
@@ -44,10 +45,13 @@ PASSES = Registry(
         "adaround": "effc.passes.quantize.adaround:Adaround",
         "train-quantized": "effc.passes.quantize.train_quantized:TrainQuantized",
         "narrow-weights": "effc.passes.quantize.narrow_weights:NarrowWeights",
+        "halve-scales": "effc.passes.quantize.halve_scales:HalveScales",
         "restore-float": "effc.passes.quantize.restore_float:RestoreFloat",
         "lower-qoperators": "effc.passes.quantize.lower_qoperators:LowerQoperators",
         # compress
         "convert-float16": "effc.passes.compress.convert_float16:ConvertFloat16",
+        "compute-bfloat16": "effc.passes.compress.compute_bfloat16:ComputeBfloat16",
+        "widen-reductions": "effc.passes.compress.widen_reductions:WidenReductions",
         "prune-weights": "effc.passes.compress.prune_weights:PruneWeights",
         "quantize-weights": "effc.passes.compress.quantize_weights:QuantizeWeights",
         "share-weights": "effc.passes.compress.share_weights:ShareWeights",

@@ -6,4 +6,18 @@ from effc.core.target import Target
 
 
 def pipeline(target: Target, product: str) -> str:
-    return "eliminate-dead-code"
+    """Pipeline text for `product` (rtx, full or bundle) in the target's precision.
+
+    A strongly typed network computes each operator in the type that the graph writes, so precision is
+    settled here: exponentials and normalizations in float32, what is not quantized in half precision,
+    and quantizers whose reals have the type of their neighbours.
+    """
+    steps = []
+    if product != "rtx":
+        # its parser takes Attention, and fuses it; older ones take neither it nor bounds of 64 bits
+        steps += ["decompose-attention", "narrow-indices"]
+    if target.precision == "bf16":
+        steps.append("compute-bfloat16")
+    if target.precision in ("int8", "w4a8", "auto"):
+        steps += ["convert-float16", "halve-scales"]
+    return ",".join([*steps, "widen-reductions", "eliminate-dead-code"])
