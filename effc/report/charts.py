@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -75,6 +76,25 @@ def steps(points: Sequence[tuple[str, float]], shown: Callable[[float], str]) ->
             f'<rect class="probe" x="{i * width:.2f}" y="0" width="{width:.2f}" height="{height}">'
             f"<title>{escape(name)}: {escape(shown(value))}</title></rect>"
         )
+    return "".join([*parts, "</svg>"])
+
+
+def spark(counts: Sequence[int], span: tuple[float, float], marks: tuple[float, float]) -> str:
+    """A small histogram of `counts` over `span`, logarithmic, with lines at `marks` that lie inside."""
+    width, height = 160.0, 28.0
+    highest = math.log1p(max(counts, default=0)) or 1.0
+    step = width / max(len(counts), 1)
+    outline = f"M0 {height:g}" + "".join(
+        f"V{height * (1 - math.log1p(c) / highest):.1f}H{(i + 1) * step:.1f}"
+        for i, c in enumerate(counts)
+    )
+    parts = [f'<svg class="spark" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img">']
+    parts.append(f'<path class="area" d="{outline}V{height:g}Z"/>')
+    low, high = span
+    for mark in marks:
+        if high > low and low <= mark <= high:
+            x = width * (mark - low) / (high - low)
+            parts.append(f'<path class="whisker" d="M{x:.1f} 0v{height:g}"/>')
     return "".join([*parts, "</svg>"])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from effc.core.artifact import Manifest, write_atomically
 from effc.core.measure import LayerTime
 from effc.report.charts import Bar, bars, steps
+from effc.report.precision_page import precision_section
 from effc.report.units import extents, milliseconds, preprocess_text, size
 
 _LAYERS = 40
@@ -43,6 +44,7 @@ def page(
         _tiles(manifest),
         _latency(manifest),
         _layers(layers),
+        *(_section(*s) for s in precision_section(manifest.details.get("precision"))),
         _memory(memory, manifest),
         _passes(manifest),
         _fallbacks(manifest),

@@ -98,3 +98,10 @@ def test_made_up_samples_are_named(tmp_path: Path, command: Any) -> None:
 def test_blame_of_a_float_artifact(built: Any, command: Any) -> None:
     code, found = command("blame", built.path)
     assert code == 2 and "not quantized" in found["error"]["message"]
+
+
+def test_the_page_shows_mixes_blame_and_ranges(int8: Path) -> None:
+    page = (int8 / "report.html").read_text()
+    for title in ("Precision", "Where the noise comes from", "Ranges of the noisiest tensors"):
+        assert f"<h2>{title}</h2>" in page
+    assert page.count('class="spark"') >= 8 and "quantize,correct-bias: SQNR" in page
