@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,12 @@ from effc.backends.tensorrt.products import (
     installed,
     product_of,
 )
+from effc.backends.tensorrt.surgery import use_nms_plugin
 from effc.core.artifact import Artifact
 from effc.core.backend import Availability, Backend
-from effc.core.errors import Problem, UnsupportedOpError
+from effc.core.errors import DeviceError, Problem, UnsupportedOpError
 from effc.core.measure import Device
+from effc.core.profiles import load_profile
 from effc.core.target import Target
 
 
@@ -35,6 +39,18 @@ class Bundle:
 
 
 Lowered = Engine | Bundle
+
+
+def timing_cache(engine: Engine) -> Path | None:
+    """Where the timings of this GPU and this TensorRT are kept; nowhere for what is built elsewhere."""
+    if engine.product != "full":
+        return None
+    gpu = gpu_for(engine.sm)
+    folder = engine.options.cache or Path(
+        os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
+    ) / "effc/tensorrt"
+    name = f"{gpu.name if gpu is not None else 'gpu'}-{installed('tensorrt')}"
+    return folder / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.timing"
 
 
 class TensorRTBackend(Backend[Lowered]):
@@ -74,6 +90,8 @@ class TensorRTBackend(Backend[Lowered]):
             raise UnsupportedOpError(target.profile.name, problems)
         if product == "bundle":
             return Bundle(model, target)
+        if options.nms == "plugin":
+            model = use_nms_plugin(model, installed(engines.MODULES[product]), target.profile.name)
         engine = Engine(product, model, target.profile.name, sm, options)
         engines.parse(engine)
         return engine
@@ -83,10 +101,16 @@ class TensorRTBackend(Backend[Lowered]):
             from effc.backends.tensorrt.bundle import write_bundle
 
             return write_bundle(lowered.model, target, out)
-        return engines.build(lowered, out)
+        return engines.build(lowered, out, timing_cache(lowered))
 
     def devices(self, target: Target) -> Iterable[Device]:
-        return ()
+        product = product_of(target)
+        gpu = gpu_for(compute_capability(target))
+        module = engines.MODULES.get(product, "")
+        if gpu is not None and module and installed(module):
+            from effc.backends.tensorrt.runner import GpuDevice
+
+            yield GpuDevice(gpu, module)
 
     def why_no_device(self, target: Target) -> str:
         if product_of(target) == "bundle":
@@ -95,6 +119,29 @@ class TensorRTBackend(Backend[Lowered]):
         if not gpus():
             return "built, not executed: no GPU here"
         return f"built, not executed: no GPU of SM{sm} here ({gpus()[0].name} is SM{gpus()[0].sm})"
+
+    def finish(self, artifact: Artifact) -> Artifact:
+        from effc.backends.tensorrt.finish import finish
+
+        if artifact.manifest.details.get("product") == "bundle":
+            from effc.backends.tensorrt.bundle import finish as finish_bundle
+
+            return finish_bundle(artifact)
+        product = str(artifact.manifest.details.get("product", "rtx"))
+        target = Target(load_profile(artifact.manifest.target), options={"product": product})
+        device = next(iter(self.devices(target)), None)
+        if device is None:
+            raise DeviceError(
+                f"this machine can't run the engine: {self._missing(target)}",
+                hint="copy the artifact to the GPU's machine and run effc finish there",
+            )
+        return finish(artifact, device)
+
+    def _missing(self, target: Target) -> str:
+        sm, module = compute_capability(target), engines.MODULES[product_of(target)]
+        if gpu_for(sm) is None:
+            return f"no GPU of SM{sm} is here"
+        return f"{module} is not installed"
 
     def describe(self, lowered: Lowered) -> dict[str, Any]:
         if isinstance(lowered, Bundle):

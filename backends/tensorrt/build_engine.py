@@ -29,7 +29,7 @@ def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
         "layers": "", "gpu_fallback": [], "warnings": [], "where": "",
     }  # fmt: skip
     builder = trt.Builder(logger)
-    network = builder.create_network(strongly_typed(trt))
+    network = builder.create_network(network_flags(trt, request))
     parser = trt.OnnxParser(network, logger)
     parsed = parser.parse_from_file(str(request["onnx"]))
     if not parsed:
@@ -71,9 +71,16 @@ def make_logger(trt: Any) -> Any:
     return Kept()
 
 
-def strongly_typed(trt: Any) -> int:
-    """The flag of networks whose types are those of the graph; TensorRT 11 has no other."""
+def network_flags(trt: Any, request: dict[str, Any]) -> int:
+    """Types are those of the graph. TensorRT 10's DLA takes no such network, and computes in half precision."""
+    if request.get("dla") is not None and weakly_typed(trt):
+        return 0
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def weakly_typed(trt: Any) -> bool:
+    """Whether this TensorRT still chooses types itself: 11 does not."""
+    return hasattr(trt.BuilderFlag, "FP16")
 
 
 def describe(error: Any) -> dict[str, str]:
@@ -100,6 +107,8 @@ def configure(
     if request.get("level") is not None:
         config.builder_optimization_level = int(request["level"])
     if request.get("tactics"):
+        if not hasattr(trt.IBuilderConfig, "max_num_tactics"):
+            raise SystemExit(f"TensorRT {trt.__version__} can't limit tactics: leave that option out")
         config.max_num_tactics = int(request["tactics"])
     if request.get("version_compatible"):
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -122,6 +131,8 @@ def use_dla(
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    if weakly_typed(trt):
+        config.set_flag(trt.BuilderFlag.FP16)
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if not config.can_run_on_DLA(layer):
@@ -161,7 +172,7 @@ def write(path: str, data: Any) -> None:
 def inspect(trt: Any, logger: Any, request: dict[str, Any]) -> str:
     """The engine inspector's JSON, where the engine can be loaded: on its own device."""
     if request.get("sm") or request.get("dla") is not None:
-        return ""  # for another machine, or there is nothing to see inside a DLA's loadable
+        return ""  # the engine is another machine's, or there is nothing to see inside a DLA's part
     with open(request["plan"], "rb") as file:
         engine = trt.Runtime(logger).deserialize_cuda_engine(file.read())
     if engine is None:

@@ -12,10 +12,10 @@ def pipeline(target: Target, product: str) -> str:
     settled here: exponentials and normalizations in float32, what is not quantized in half precision,
     and quantizers whose reals have the type of their neighbours.
     """
-    steps = []
+    # TensorRT for RTX 1.7.1 refuses Attention in float32, and fuses what it is made of as well
+    steps = ["decompose-attention"]
     if product != "rtx":
-        # its parser takes Attention, and fuses it; older ones take neither it nor bounds of 64 bits
-        steps += ["decompose-attention", "narrow-indices"]
+        steps.append("narrow-indices")
     if target.precision == "bf16":
         steps.append("compute-bfloat16")
     if target.precision in ("int8", "w4a8", "auto"):

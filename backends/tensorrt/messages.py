@@ -83,6 +83,11 @@ _KNOWN: Sequence[tuple[str, str, str]] = (
         "TensorRT has no kernel for it here",
         "cut the model there, or write it with other operators",
     ),
+    (
+        r"is_decomposable",
+        "TensorRT for RTX takes Attention in half precision with heads of 16 channels or more",
+        "take --precision fp16, or write it as MatMul and Softmax",
+    ),
     (r"^false$", "TensorRT does not take this operator", "cut the model there"),
     (
         r"out of memory|cudaError 2\b|MEM_ALLOC_FAILED",

@@ -64,6 +64,11 @@ def availability(target: Target) -> Availability:
         product, sm = product_of(target), compute_capability(target)
     except ConfigError as error:
         return Availability(False, str(error), error.hint)
+    dla, cores = options_of(target).dla, int(target.profile.toolchain.get("dla", "0"))
+    if dla is not None and dla >= cores:
+        return Availability(
+            False, f"{target.profile.name} has {cores} DLA cores", "leave --backend-option dla out"
+        )
     if product == "rtx":
         return _rtx(target, sm)
     if product == "full":
