@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import subprocess
 import sys
 from collections import Counter
@@ -61,7 +60,7 @@ class TvmBackend(Backend["Program"]):
             return Availability(False, f"TVM can't be imported: {error}", _HINT)
         if tvm.get_global_func("target.build.llvm", allow_missing=True) is None:
             return Availability(False, "this TVM was built without LLVM", _HINT)
-        from effc.backends.tvm.library import c_compiler
+        from effc.backends.tvm.compilers import c_compiler
 
         compiler = c_compiler()
         if compiler is None:
@@ -77,12 +76,11 @@ class TvmBackend(Backend["Program"]):
             isa = _isa(target)
         except ConfigError as error:
             return Availability(False, str(error), error.hint)
-        arch, here = isa.triple.partition("-")[0], platform.machine()
-        if {"amd64": "x86_64", "arm64": "aarch64"}.get(arch, arch) != here:
+        from effc.backends.tvm.compilers import c_compiler, install_hint
+
+        if c_compiler(isa.triple) is None:
             return Availability(
-                False,
-                f"{arch} needs a cross compiler, and this version links for {here} only",
-                "build on a machine of the target's architecture",
+                False, f"there is no C compiler for {isa.triple}", install_hint(isa.triple)
             )
         if target.precision not in _PRECISIONS:
             return Availability(
@@ -94,6 +92,9 @@ class TvmBackend(Backend["Program"]):
 
     def quantization(self, target: Target) -> str:
         return "vnni"
+
+    def times(self, device: Device) -> bool:
+        return device.source == "device"
 
     def legalize(self, target: Target) -> str:
         from effc.backends.tvm.pipeline import cpu
@@ -130,14 +131,27 @@ class TvmBackend(Backend["Program"]):
         return write_library(lowered, out)
 
     def devices(self, target: Target) -> Iterable[Device]:
+        from effc.backends.tvm import qemu_user
+        from effc.backends.tvm.compilers import is_native
         from effc.backends.tvm.isa import host_isa, runs_on
         from effc.backends.tvm.runner import Host
 
-        return (Host(),) if runs_on(_isa(target), host_isa()) else ()
+        isa = _isa(target)
+        if is_native(isa.triple):
+            return (Host(),) if runs_on(isa, host_isa()) else ()
+        return (qemu_user.QemuUser(isa),) if qemu_user.available(isa.triple) else ()
 
     def why_no_device(self, target: Target) -> str:
+        from effc.backends.tvm import qemu_user
+        from effc.backends.tvm.compilers import architecture, is_native
         from effc.backends.tvm.isa import host_isa
 
+        triple = _isa(target).triple
+        if not is_native(triple):
+            return (
+                f"there is no emulator of {architecture(triple)} on this machine: "
+                + qemu_user.install_hint(triple)
+            )
         missing = sorted(set(_isa(target).features) - set(host_isa().features))
         return (
             f"this machine lacks {', '.join(missing[:5])}, which {target.profile.name} has"

@@ -17,6 +17,12 @@ _CHECKED = (
     "avx512vbmi",
 )  # fmt: skip
 
+# and what the kernel tells programs on AArch64: word of the auxiliary vector, bit
+_CHECKED_ARM = {
+    "lse": ("AT_HWCAP", 8), "fullfp16": ("AT_HWCAP", 10), "dotprod": ("AT_HWCAP", 20),
+    "sve": ("AT_HWCAP", 22), "i8mm": ("AT_HWCAP2", 13), "bf16": ("AT_HWCAP2", 14),
+}  # fmt: skip
+
 
 def model_c(program: Program, constants: Constants) -> str:
     """The C source that goes with runtime/runtime.c and the kernels' object file."""
@@ -133,9 +139,18 @@ def _tensors(what: str, tensors: Sequence[tuple[str, TensorType]]) -> list[str]:
 
 
 def _features(program: Program) -> str:
-    checks = []
-    if program.isa is not None and program.isa.triple.startswith("x86_64"):
+    checks: list[str] = []
+    declared: list[str] = []
+    arch = program.isa.triple.partition("-")[0] if program.isa is not None else ""
+    if arch == "x86_64":
         used = [f for f in _CHECKED if program.isa.has(f)]
         checks = [f'  if (!__builtin_cpu_supports("{f}")) return "{f}";' for f in used]
         checks.insert(0, "  __builtin_cpu_init();")
-    return "\n".join(["const char *effc_missing_feature(void) {", *checks, "  return NULL;", "}"])
+    elif arch in ("aarch64", "arm64"):
+        declared = ["#include <sys/auxv.h>"]
+        for name, (word, bit) in _CHECKED_ARM.items():
+            if program.isa.has(name):
+                asked = f"getauxval({word}) & (1ul << {bit})"
+                checks.append(f'  if (!({asked})) return "{name}";')
+    lines = [*declared, "const char *effc_missing_feature(void) {", *checks, "  return NULL;", "}"]
+    return "\n".join(lines)
