@@ -68,6 +68,18 @@ class Backend(ABC, Generic[L]):
         Text, because passes and backends are siblings: neither imports the other.
         """
 
+    def other_forms(self, target: Target) -> Mapping[str, str]:
+        """Forms that the artifact holds beside its own: name -> the passes that make them of the float model."""
+        return {}
+
+    def attach(self, lowered: L, forms: Mapping[str, ir.Model]) -> L:
+        """`lowered` with the models that the passes of `other_forms` made."""
+        return lowered
+
+    def needs_samples(self, target: Target) -> str:
+        """Why a build for `target` can't do with made-up samples; "" where it can."""
+        return ""
+
     @abstractmethod
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         """Every node that `lower` would refuse, within seconds and without compiling."""
@@ -114,6 +126,16 @@ class Backend(ABC, Generic[L]):
         raise DeviceError(
             f"artifacts of the backend {self.id!r} are complete when they are built",
             hint="effc bench measures them",
+        )
+
+    def finish_on(self, artifact: Artifact, address: str, config: Path | None = None) -> Artifact:
+        """`finish` on the device at `address`, like ssh://user@host:22, without effc there.
+
+        `config` is another configuration file for ssh.
+        """
+        raise DeviceError(
+            f"the backend {self.id!r} does not finish artifacts on other machines",
+            hint="run effc finish on the device itself",
         )
 
     def describe(self, lowered: L) -> dict[str, Any]:

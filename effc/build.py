@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from effc import passes
 from effc.artifacts import REPORT, check_place, seal, staging_folder
 from effc.choices import (
     DEFAULTS,
@@ -27,7 +28,7 @@ from effc.core.backend import Backend
 from effc.core.check import check_model
 from effc.core.cost import live_bytes
 from effc.core.data import Samples, SyntheticSamples, open_samples
-from effc.core.errors import VerificationError
+from effc.core.errors import ConfigError, VerificationError
 from effc.core.instruments import DumpAfterEach, VerifyEach, first_broken_pass
 from effc.core.measure import Array, Device, Feeds, LayerTime, Measurement, interleaved
 from effc.core.passinfra import Effect, Instrument, Pass, PassContext, PassRecord, Pipeline
@@ -36,6 +37,7 @@ from effc.core.reference import OnnxRuntimeRunner, record_goldens
 from effc.core.shapes import fix_shapes, infer_shapes
 from effc.core.source import Source
 from effc.core.specs import static_specs
+from effc.core.target import Target
 from effc.core.verify import judge, quantized_outputs
 from effc.passes.compress.report import read_notes
 from effc.precision.bits import beside_integers
@@ -93,6 +95,8 @@ def build(
 
     progress("record goldens", 0.2)
     samples = open_calibration(loaded, options)
+    if samples.synthetic and (reason := backend.needs_samples(chosen)):
+        raise ConfigError(reason, hint="give pictures like those it will see: --samples FOLDER")
     goldens = Goldens.record(loaded.model, samples)
 
     model = loaded.model.clone()
@@ -104,6 +108,7 @@ def build(
         backend, chosen, device, samples, options, tuple(instruments), part(progress, 0.25, 0.6)
     )
     planned = compress(model, bench, loaded.sha256)
+    forms = _other_forms(backend, chosen, model, context, instruments)
     model = planned.model
     if planned.recipe is not None:
         progress = part(progress, 0.5, 1.0)
@@ -111,7 +116,7 @@ def build(
     pipeline = front + planned.pipeline + legal
 
     progress(f"lower for {chosen.profile.name}", 0.25)
-    lowered = backend.lower(model, chosen)
+    lowered = backend.attach(backend.lower(model, chosen), forms)
     lowered = tuned(
         lowered,
         backend,
@@ -177,6 +182,21 @@ def build(
         )
     progress("done", 1.0)
     return BuildResult(artifact, path, records, artifact.manifest.measurements)
+
+
+def _other_forms(
+    backend: Backend[Any],
+    target: Target,
+    fused: ir.Model,
+    context: PassContext,
+    instruments: Sequence[Instrument],
+) -> dict[str, ir.Model]:
+    """The forms of the fused float model that the artifact holds beside its own."""
+    forms = {}
+    for name, text in backend.other_forms(target).items():
+        forms[name] = fused.clone()
+        passes.parse(text).run(forms[name], context, instruments)
+    return forms
 
 
 @dataclass(frozen=True, slots=True)

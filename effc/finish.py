@@ -13,8 +13,10 @@ from effc.core.errors import ConfigError, DeviceError, VerificationError
 from effc.report.page import write_page
 
 
-def finish(path: Path) -> Artifact:
+def finish(path: Path, device: str = "", ssh_config: Path | None = None) -> Artifact:
     """Verify and measure the artifact folder `path` here; its manifest and report are written anew.
+
+    With `device`, like ssh://user@host, that happens there; `ssh_config` is ssh's -F.
 
     DeviceError where this machine is not its device; VerificationError where its answers are wrong, after
     the verdict was written.
@@ -32,7 +34,7 @@ def finish(path: Path) -> Artifact:
             f"artifact {str(path)!r} needs the backend {backend.id!r}: {available.reason}",
             hint=available.hint,
         )
-    done = backend.finish(artifact)
+    done = backend.finish_on(artifact, device, ssh_config) if device else backend.finish(artifact)
     text = msgspec.json.format(msgspec.json.encode(done.manifest), indent=1) + b"\n"
     write_page(path / REPORT, done.manifest)
     write_atomically(path / MANIFEST, text)

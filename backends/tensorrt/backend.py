@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ class Bundle:
 
     model: ir.Model
     target: Target
+    forms: Mapping[str, ir.Model] = field(default_factory=dict)  # beside it, like the fp16 of an int8
 
 
 Lowered = Engine | Bundle
@@ -76,6 +77,19 @@ class TensorRTBackend(Backend[Lowered]):
 
         return pipeline(target, product_of(target))
 
+    def other_forms(self, target: Target) -> Mapping[str, str]:
+        from effc.backends.tensorrt.bundle import form_pipelines
+
+        return form_pipelines(target) if product_of(target) == "bundle" else {}
+
+    def attach(self, lowered: Lowered, forms: Mapping[str, ir.Model]) -> Lowered:
+        return replace(lowered, forms=forms) if isinstance(lowered, Bundle) else lowered
+
+    def needs_samples(self, target: Target) -> str:
+        from effc.backends.tensorrt.bundle import needs_samples
+
+        return needs_samples(target) if product_of(target) == "bundle" else ""
+
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         try:
             self.lower(model, target)
@@ -100,17 +114,24 @@ class TensorRTBackend(Backend[Lowered]):
         if isinstance(lowered, Bundle):
             from effc.backends.tensorrt.bundle import write_bundle
 
-            return write_bundle(lowered.model, target, out)
+            return write_bundle(lowered.model, target, out, lowered.forms)
         return engines.build(lowered, out, timing_cache(lowered))
 
     def devices(self, target: Target) -> Iterable[Device]:
         product = product_of(target)
+        if product == "bundle":
+            from effc.backends.tensorrt.bundle import Bundled
+
+            yield Bundled()
         gpu = gpu_for(compute_capability(target))
         module = engines.MODULES.get(product, "")
         if gpu is not None and module and installed(module):
             from effc.backends.tensorrt.runner import GpuDevice
 
             yield GpuDevice(gpu, module)
+
+    def times(self, device: Device) -> bool:
+        return device.source == "device"
 
     def why_no_device(self, target: Target) -> str:
         if product_of(target) == "bundle":
@@ -136,6 +157,13 @@ class TensorRTBackend(Backend[Lowered]):
                 hint="copy the artifact to the GPU's machine and run effc finish there",
             )
         return finish(artifact, device)
+
+    def finish_on(self, artifact: Artifact, address: str, config: Path | None = None) -> Artifact:
+        if artifact.manifest.details.get("product") != "bundle":
+            return super().finish_on(artifact, address, config)
+        from effc.backends.tensorrt.bundle import finish_on
+
+        return finish_on(artifact, address, config)
 
     def _missing(self, target: Target) -> str:
         sm, module = compute_capability(target), engines.MODULES[product_of(target)]
