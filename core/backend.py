@@ -69,7 +69,7 @@ class Backend(ABC, Generic[L]):
         """
 
     def other_forms(self, target: Target) -> Mapping[str, str]:
-        """Forms that the artifact holds beside its own: name -> the passes that make them of the float model."""
+        """Forms that the artifact holds beside its own: name -> the passes that make it of the float one."""
         return {}
 
     def attach(self, lowered: L, forms: Mapping[str, ir.Model]) -> L:

@@ -24,7 +24,7 @@ from effc.backends.tensorrt.legalize import pipeline
 from effc.backends.tensorrt.model_file import write_onnx
 from effc.backends.tensorrt.options import Options, options_of
 from effc.core.check_quantization import check_quantization
-from effc.core.errors import ConfigError, InvariantError, Problem, UnsupportedOpError
+from effc.core.errors import InvariantError, Problem, UnsupportedOpError
 from effc.core.schemes import scheme
 from effc.core.specs import static_specs
 from effc.core.target import HardwareProfile, Target
@@ -66,7 +66,6 @@ def write_bundle(
     opset that the device's TensorRT reads, or a quantizer breaks TensorRT's rules.
     """
     options, name = options_of(target), target.profile.name
-    _check_dla(options, target.profile)
     main = "int8" if is_quantized(model) else _plain(target.precision)
     files: dict[str, Path] = {}
     described: dict[str, Any] = {}
@@ -136,16 +135,6 @@ def _lint(model: ir.Model, target: str) -> None:
 
 def _has_dla(profile: HardwareProfile) -> bool:
     return int(profile.toolchain.get("dla", "0")) > 0
-
-
-def _check_dla(options: Options, profile: HardwareProfile) -> None:
-    cores = int(profile.toolchain.get("dla", "0"))
-    if options.dla is not None and options.dla >= cores:
-        has = f"has {cores} DLA cores, counted from 0" if cores else "has no DLA"
-        raise ConfigError(
-            f"--backend-option dla={options.dla}: {profile.name} {has}",
-            hint="leave it out, or take another target",
-        )
 
 
 def _scripts(out: Path) -> dict[str, Path]:
