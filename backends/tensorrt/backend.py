@@ -99,7 +99,7 @@ class TensorRTBackend(Backend[Lowered]):
 
     def lower(self, model: ir.Model, target: Target) -> Lowered:
         product, sm, options = product_of(target), compute_capability(target), options_of(target)
-        problems = engines.static_problems(model, product, sm, options)
+        problems = engines.static_problems(model, product, sm, options, target.precision)
         if problems:
             raise UnsupportedOpError(target.profile.name, problems)
         if product == "bundle":

@@ -16,7 +16,7 @@ from effc.backends.tensorrt.messages import build_error, parser_problems
 from effc.backends.tensorrt.model_file import write_onnx
 from effc.backends.tensorrt.operators import unsupported_operators
 from effc.backends.tensorrt.options import Options
-from effc.backends.tensorrt.rules import quantization_problems, type_problems
+from effc.backends.tensorrt.rules import any_half, quantization_problems, type_problems
 from effc.backends.tensorrt.sandbox import Outcome, run_build
 from effc.core.errors import ConfigError, Problem, UnsupportedOpError
 from effc.core.ir import const, shape_of
@@ -40,12 +40,14 @@ class Engine:
 
 
 def static_problems(
-    model: ir.Model, product: str, sm: str, options: Options
+    model: ir.Model, product: str, sm: str, options: Options, precision: str = "fp32"
 ) -> list[Problem]:
     """Everything that is known to be refused, without TensorRT."""
+    # `effc check` asks before compression, when float32 is not yet what it will be
+    settled = precision == "fp32" or any_half(model.graph)
     found = [
         *unsupported_operators(model.graph, product),
-        *type_problems(model.graph, int(sm), product),
+        *type_problems(model.graph, int(sm), product if settled else ""),
         *quantization_problems(model.graph, product),
         *_profile_problems(model.graph, options),
     ]

@@ -43,6 +43,11 @@ def type_problems(graph: ir.Graph, sm: int, product: str) -> Iterator[Problem]:
             yield from type_problems(inner, sm, product)
 
 
+def any_half(graph: ir.Graph) -> bool:
+    """Whether any node makes a tensor of 16 bits."""
+    return any(v.dtype in _HALVES for n in graph for v in n.outputs)
+
+
 def _types(node: ir.Node, sm: int, product: str) -> Iterator[tuple[str, str]]:
     for value in (*node.inputs, *node.outputs):
         since = _SINCE.get(value.dtype) if value is not None and value.dtype else None
