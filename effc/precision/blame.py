@@ -221,8 +221,8 @@ def _weight_range(name: str, real: Array, stored: Array | None, params: QuantPar
     low, high = grid(params)
     axis = 0 if params.per_tensor else params.axis % w.ndim
     rows = np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
-    # by the median, which the outlier itself does not move
-    deviation = np.median(np.abs(rows), axis=1) / 0.6745
+    # from the 90 % that are not the outliers; a channel of zeros has none
+    deviation = np.quantile(np.abs(rows), 0.9, axis=1) / 1.645
     peaks = np.where(deviation > 0, np.abs(rows).max(1) / np.maximum(deviation, 1e-30), 1.0)
     bins = np.histogram(w, HISTOGRAM_BINS)
     return TensorRange(
