@@ -90,12 +90,16 @@ class Runner(ABC):
 
 
 class LayerTime(msgspec.Struct, frozen=True):
-    """The time of one call of an artifact and the IR nodes that it computes."""
+    """The time of one call of an artifact and the IR nodes that it computes.
+
+    An emulator counts `instructions`, and its `seconds` are 0.
+    """
 
     name: str
     template: str
     nodes: tuple[str, ...]
     seconds: float
+    instructions: int | None = None
 
 
 def interleaved(
@@ -116,13 +120,16 @@ def interleaved(
     each = [feeds] * len(runners) if isinstance(feeds, Mapping) else list(feeds)
     share = seconds / (rounds * max(len(runners), 1))
     repeats = []
-    for runner, feed in zip(runners, each, strict=True):
-        once = runner.time(feed, 3).median or 1e-6
-        repeats.append(max(1, int(share / once)))
     parts: list[list[Measurement]] = [[] for _ in runners]
+    for runner, feed, part in zip(runners, each, parts, strict=True):
+        first = runner.time(feed, 3)
+        if first.instructions is not None and not first.seconds:
+            part.append(first)  # counted, not timed: again would be the same
+        repeats.append(max(1, int(share / (first.median or 1e-6))))
     for done in range(rounds):
         for runner, feed, count, part in zip(runners, each, repeats, parts, strict=True):
-            part.append(_thinned(runner.time(feed, count)))
+            if not part or part[0].seconds:
+                part.append(_thinned(runner.time(feed, count)))
         if on_round is not None:
             on_round(done + 1, rounds)
     return [
