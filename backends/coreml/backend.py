@@ -60,9 +60,12 @@ class CoreMLBackend(Backend[Lowered]):
         return "coreml" if options_of(target).ios >= 17 else ""
 
     def legalize(self, target: Target) -> str:
-        # the Neural Engine computes in half precision what is not quantized
+        # the Neural Engine computes in half precision what is not quantized; casts beside Q/DQ become
+        # the type of quantize and dequantize (convert/quantized.py)
         half = target.precision in ("int8", "w4a8", "auto")
-        return "decompose-attention" + (",convert-float16,eliminate-dead-code" if half else "")
+        return "decompose-attention" + (
+            ",convert-float16{integers=free},eliminate-dead-code" if half else ""
+        )
 
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         try:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from effc.core.data import SyntheticSamples
 from effc.core.errors import ConfigError
-from effc.core.ir import add_const, const
+from effc.core.ir import add_const, const, is_op
 from effc.core.passinfra import Effect, Pass, PassContext
 from effc.core.shapes import infer_shapes
 from effc.core.specs import static_specs
@@ -32,8 +32,10 @@ class ConvertFloat16(Pass):
     where a tensor, or a bound of the sums inside, comes within `margin` of 65,504; where a tensor is
     so small that float16 has few bits left, or a constant loses 0.2 %; where it takes exponentials,
     logarithms or sums of squares; and where the standard has no float16. Operators without arithmetic worth
-    the name follow their neighbours, so that casts are few. Inputs and outputs stay float32
-    (`io=half` changes them too). What stayed and why stands in the report.
+    the name follow their neighbours, so that casts are few. With `integers=free` casts beside
+    QuantizeLinear and DequantizeLinear do not count, because the backend makes them part of those: a sum
+    between two quantized layers then is of half precision, too. Inputs and outputs stay float32 (`io=half`
+    changes them too). What stayed and why stands in the report.
 
     `compute=single` stores weights in 16 bits behind a Cast, and everything computes in float32: for
     processors without half-precision arithmetic, or backends without such kernels (tvm's; `auto`
@@ -51,6 +53,9 @@ class ConvertFloat16(Pass):
             "help": "half, single (only weights are stored so), or auto: what the target can"
         },
     )
+    integers: str = field(
+        default="cast", metadata={"help": "casts beside quantized values: cast or free"}
+    )
     margin: float = field(
         default=2.0, metadata={"help": "room left to the largest number, for other inputs"}
     )
@@ -60,6 +65,8 @@ class ConvertFloat16(Pass):
     def run(self, model: ir.Model, ctx: PassContext) -> int:
         if self.dtype not in ("float16", "bfloat16") or self.io not in ("keep", "half"):
             raise ConfigError(f"{self}: dtype is float16 or bfloat16, io is keep or half")
+        if self.integers not in ("cast", "free"):
+            raise ConfigError(f"{self}: integers is cast or free")
         if self.margin < 1 or self.samples < 1:
             raise ConfigError(f"{self}: margin and samples are at least 1")
         if self.compute not in ("half", "single", "auto"):
@@ -81,7 +88,7 @@ class ConvertFloat16(Pass):
             if _floats(n)
         }
         half = {n for n, why in stays.items() if not why}
-        _settle(half, model.graph)
+        _settle(half, self.integers == "free")
         facts = {
             "dtype": self.dtype,
             "half": len(half),
@@ -136,7 +143,7 @@ def _floats(node: ir.Node) -> bool:
     )
 
 
-def _settle(half: set[ir.Node], graph: ir.Graph) -> None:
+def _settle(half: set[ir.Node], integers_free: bool = False) -> None:
     """Let operators that cost little follow their neighbours, one or whole regions, while casts get fewer."""
     free = {n for n in half if n.op_type not in HEAVY}
     regions = _regions(free)
@@ -144,11 +151,11 @@ def _settle(half: set[ir.Node], graph: ir.Graph) -> None:
         changed = False
         for group in (*([n] for n in free), *regions):
             values = {v for n in group for v in (*n.inputs, *n.outputs) if v is not None}
-            before = sum(_casts(v, half) for v in values)
+            before = sum(_casts(v, half, integers_free) for v in values)
             inside = half & set(group)
             flipped = set(group) - inside if len(inside) < len(group) else set()
             trial = (half - inside) | (flipped if not inside else set())
-            if sum(_casts(v, trial) for v in values) < before:
+            if sum(_casts(v, trial, integers_free) for v in values) < before:
                 half.clear()
                 half.update(trial)
                 changed = True
@@ -175,12 +182,18 @@ def _regions(free: set[ir.Node]) -> list[list[ir.Node]]:
     return regions
 
 
-def _casts(value: ir.Value, half: set[ir.Node]) -> int:
+def _casts(value: ir.Value, half: set[ir.Node], integers_free: bool) -> int:
     """How many casts `value` needs: one where it is read in the other type than it is made in."""
     if value.dtype != ir.DataType.FLOAT or const(value) is not None:
         return 0
+    if integers_free and is_op(value.producer(), "DequantizeLinear"):
+        return 0
     made = value.producer() in half
-    readers = {use.node in half for use in value.uses()}
+    readers = {
+        use.node in half
+        for use in value.uses()
+        if not (integers_free and is_op(use.node, "QuantizeLinear"))
+    }
     if value.is_graph_output():
         readers.add(False)
     return int((not made) in readers)

@@ -212,3 +212,43 @@ def test_grouped_palettes_are_refused_before_ios_18(packaged) -> None:
     with pytest.raises(UnsupportedOpError, match="iOS 18") as caught:
         packaged(model, {"x": None}, 17)
     assert "deployment=iOS18" in caught.value.hint
+
+
+def test_a_residual_sum_between_quantized_values_is_in_half_precision(packaged) -> None:
+    """The Neural Engine has no fp32: one such sum would take the network off it."""
+    from effc.backends.coreml.backend import CoreMLBackend
+    from effc.core.passinfra import PassContext
+    from effc.core.profiles import load_profile
+    from effc.core.reference import record_goldens
+    from effc.core.shapes import infer_shapes
+    from effc.core.target import Target
+    from effc.passes import parse
+
+    text = """<ir_version: 10, opset_import: ["": 23]> g (float[1,4,3,3] x) => (float[1,4,1,1] y)
+        <float s = {0.03}, float t = {0.04}, int8 zero = {0}> {
+            q = QuantizeLinear (x, s, zero)
+            a = DequantizeLinear (q, s, zero)
+            r = Relu (a)
+            qr = QuantizeLinear (r, t, zero)
+            b = DequantizeLinear (qr, t, zero)
+            sum = Add (a, b)
+            qs = QuantizeLinear (sum, t, zero)
+            c = DequantizeLinear (qs, t, zero)
+            mean = GlobalAveragePool (c)
+            qm = QuantizeLinear (mean, s, zero)
+            y = DequantizeLinear (qm, s, zero)
+        }"""
+    model = ir.from_onnx_text(text)
+    infer_shapes(model)
+    feed = {"x": np.random.default_rng(5).standard_normal((1, 4, 3, 3)).astype(np.float32)}
+    golden = record_goldens(model, [feed])[0]["y"]
+    target = Target(load_profile("iphone-15"), precision="int8")
+    parse(CoreMLBackend().legalize(target)).run(model, PassContext(target))
+    found = packaged(model, feed)["y"]
+    assert np.abs(found - golden).max() <= 0.0301 and np.abs(golden).max() > 0.1
+    kinds = {
+        op.op_type: str(op.outputs[0].dtype.__type_info__())
+        for op in packaged.converted.program.functions["main"].operations
+        if op.op_type in ("add", "reduce_mean", "relu")
+    }
+    assert len(kinds) == 3 and set(kinds.values()) == {"fp16"}, kinds

@@ -202,3 +202,26 @@ def test_other_copies_of_the_model_keep_their_types(model: ir.Model, samples: An
 def test_options_out_of_range(model: ir.Model, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="convert-float16"):
         ConvertFloat16(**options).run(model, PassContext())
+
+
+def test_a_sum_between_quantized_values_is_half_where_their_casts_cost_nothing(run: Run) -> None:
+    body = """g (int8[2,3] a, int8[2,3] b) => (int8[2,3] y)
+        <float s = {0.02}, float t = {0.05}, int8 zero = {0}> {
+            p = DequantizeLinear (a, s, zero)
+            q = DequantizeLinear (b, t, zero)
+            r = Add (p, q)
+            m = Relu (r)
+            y = QuantizeLinear (m, t, zero)
+        }"""
+    free = run(parse(body), ConvertFloat16(integers="free"))
+    halves = [n.op_type for n in free.graph if n.outputs[0].dtype == ir.DataType.FLOAT16]
+    assert halves == ["Cast", "Cast", "Add", "Relu"]
+    infer_shapes(free)
+    kept = run(parse(body), ConvertFloat16())
+    assert all(n.outputs[0].dtype != ir.DataType.FLOAT16 for n in kept.graph)
+    rng = np.random.default_rng(0)
+    feeds = {k: rng.integers(-128, 128, (2, 3)).astype(np.int8) for k in "ab"}
+    found, wanted = answer(free, feeds)["y"], answer(kept, feeds)["y"]
+    assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1 and wanted.any()
+    with pytest.raises(ConfigError, match="cast or free"):
+        run(parse(body), ConvertFloat16(integers="no"))
