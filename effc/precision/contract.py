@@ -20,6 +20,7 @@ from effc.precision.timing import NodeTimes
 
 PROBE_SAMPLES = 32  # of the noise of single groups
 SLOWER = 1.03
+LEAST_SECONDS = 2e-7  # less is a call or two of the clock
 
 Progress = Callable[[str, float], None]
 
@@ -45,7 +46,8 @@ class Group:
         """Whether integers are slower here, beyond what repeated timing differs by."""
         if self.float_seconds is None or self.quantized_seconds is None:
             return False
-        return self.quantized_seconds > SLOWER * self.float_seconds
+        more = self.quantized_seconds - self.float_seconds
+        return more > LEAST_SECONDS and self.quantized_seconds > SLOWER * self.float_seconds
 
 
 @dataclass(frozen=True, slots=True)

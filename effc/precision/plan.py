@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from effc.core.quant_units import quantized_nodes, restore
 from effc.core.target import Target
 from effc.passes.quantize.narrow_weights import NarrowWeights
 from effc.passes.quantize.restore_float import RestoreFloat
+from effc.passes.quantize.synthetic import calibration_samples
 from effc.precision.blame import BlameRow, blame
 from effc.precision.contract import (
     SLOWER,
@@ -129,6 +130,10 @@ def _fixed(model: ir.Model, bench: Workbench, text: str, sha256: str) -> Planned
 
 def _follow(model: ir.Model, bench: Workbench, recipe: Recipe, sha256: str) -> Planned:
     """Run a recipe again; it must have been written for this model and these samples."""
+    if recipe.synthetic:
+        bench = replace(
+            bench, samples=calibration_samples(bench.samples, model, bench.options.seed)
+        )
     for what, theirs, ours in (
         ("model", recipe.source, sha256),
         ("samples", recipe.samples, bench.samples.fingerprint),
@@ -145,6 +150,8 @@ def _follow(model: ir.Model, bench: Workbench, recipe: Recipe, sha256: str) -> P
 
 def _quantized(model: ir.Model, bench: Workbench, scheme: str, sha256: str) -> Planned:
     options, auto = bench.options, bench.target.precision == "auto"
+    # where samples are made up, every step takes the same ones, of the scale that the model knows
+    bench = replace(bench, samples=calibration_samples(bench.samples, model, bench.options.seed))
     judge = Judge.record(model, bench.samples, JUDGED)
     found = recover(model, bench, judge, scheme)
     times = None

@@ -11,6 +11,7 @@ from effc.core.data import SyntheticSamples
 from effc.core.ir import add_const, const
 from effc.core.passinfra import PassContext
 from effc.core.specs import static_specs
+from effc.passes.quantize.synthetic import ScaledNoise
 from effc.precision.blame import BlameRow, blame
 from effc.precision.contract import measure_groups
 from effc.precision.score import Judge
@@ -31,7 +32,7 @@ def change(model: ir.Model, name: str, edit: object) -> None:
 
 
 def table(model: ir.Model, text: str = "quantize{scheme=vnni}") -> list[BlameRow]:
-    samples = SyntheticSamples(static_specs(model.graph.inputs), count=4)
+    samples = ScaledNoise(SyntheticSamples(static_specs(model.graph.inputs), count=4), {})
     quantized = model.clone()
     passes.parse(text).run(quantized, PassContext(samples=samples))
     judge = Judge.record(model, samples)

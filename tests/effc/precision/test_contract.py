@@ -16,6 +16,7 @@ from effc.core.measure import LayerTime
 from effc.core.passinfra import PassContext
 from effc.core.quant_units import quantized_nodes, restore
 from effc.core.specs import static_specs
+from effc.passes.quantize.synthetic import ScaledNoise as Noise
 from effc.precision.contract import (
     Group,
     Trial,
@@ -41,7 +42,7 @@ def case() -> tuple[ir.Model, ir.Model, Judge]:
     """tiny-resnet in float and with weights of 4 bits, which costs visibly."""
     model = build("tiny-resnet")
     passes.parse(f"{passes.CANONICALIZE},{passes.FUSE}").run(model, PassContext())
-    samples = SyntheticSamples(static_specs(model.graph.inputs), count=12)
+    samples = Noise(SyntheticSamples(static_specs(model.graph.inputs), count=12), {})
     quantized = model.clone()
     context = PassContext(samples=samples)
     passes.parse("quantize{scheme=vnni,weight-bits=4}").run(quantized, context)
@@ -132,7 +133,7 @@ def test_4_bits_where_the_budget_allows(case: tuple[ir.Model, ir.Model, Judge]) 
     model, _, judge = case
     judge = Judge(judge.feeds, judge.labels, judge.answers, "")
     quantized = model.clone()
-    samples = SyntheticSamples(static_specs(model.graph.inputs), count=12)
+    samples = Noise(SyntheticSamples(static_specs(model.graph.inputs), count=12), {})
     passes.parse("quantize{scheme=vnni}").run(quantized, PassContext(samples=samples))
     base = Trial("int8", (), judge.score(quantized), None, constant_bytes(quantized))
     budget = 3 * base.score.drop
