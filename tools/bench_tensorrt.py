@@ -5,9 +5,9 @@
     python tools/bench_tensorrt.py --models resnet18,vit_tiny_patch16_224
 
 For every model: whether an engine builds for each target, the seconds that one build takes (a process, the
-parser, the builder; not effc's passes), the layers of the engine, and the SQNR in dB of the fp16 ONNX model in
-onnxruntime against the untouched one, which the pass promises to be at least 15. timm's weights are random,
-and none is degenerate.
+parser, the builder; not effc's passes), the layers of the engine, and the SQNR in dB of the fp16 ONNX model
+in onnxruntime against the untouched one, which the pass promises to be at least 15. timm's weights are
+random, and none is degenerate.
 """
 
 from __future__ import annotations

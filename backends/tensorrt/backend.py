@@ -36,7 +36,9 @@ class Bundle:
 
     model: ir.Model
     target: Target
-    forms: Mapping[str, ir.Model] = field(default_factory=dict)  # beside it, like the fp16 of an int8
+    forms: Mapping[str, ir.Model] = field(
+        default_factory=dict
+    )  # beside it, like the fp16 of an int8
 
 
 Lowered = Engine | Bundle
@@ -47,9 +49,10 @@ def timing_cache(engine: Engine) -> Path | None:
     if engine.product != "full":
         return None
     gpu = gpu_for(engine.sm)
-    folder = engine.options.cache or Path(
-        os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    ) / "effc/tensorrt"
+    folder = (
+        engine.options.cache
+        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "effc/tensorrt"
+    )
     name = f"{gpu.name if gpu is not None else 'gpu'}-{installed('tensorrt')}"
     return folder / f"{re.sub('[^A-Za-z0-9.]+', '-', name)}.timing"
 
@@ -104,6 +107,7 @@ class TensorRTBackend(Backend[Lowered]):
             raise UnsupportedOpError(target.profile.name, problems)
         if product == "bundle":
             return Bundle(model, target)
+        model = engines.opened(model, options)
         if options.nms == "plugin":
             model = use_nms_plugin(model, installed(engines.MODULES[product]), target.profile.name)
         engine = Engine(product, model, target.profile.name, sm, options)

@@ -1,8 +1,8 @@
 """Builds one engine, in a process of its own: `python build_engine.py REQUEST.json OUTCOME.json`.
 
 A failed build leaves TensorRT's process in a state where later builds report errors of no meaning, and a
-crash takes its process along; so effc starts this file by its path (`python -P`). It needs the standard library and
-the module that the request names (tensorrt or tensorrt_rtx), whose Python API is nearly the same.
+crash takes its process along; so effc starts this file by its path (`python -P`). It needs the standard
+library and the module that the request names (tensorrt or tensorrt_rtx), whose Python API is nearly the same.
 
 The request: {"module", "onnx": path, "plan": path or "" to parse only, "sm": "89" for TensorRT for RTX,
 "profiles": {input: [min, opt, max]}, "workspace", "level", "tactics", "version_compatible", "refit", "dla",
@@ -52,7 +52,11 @@ def build(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     # the last part of the network that was compiled, with its nodes
     parts = [text for _, text in logger.lines if text.startswith("ForeignNode ")]
     outcome["where"] = "" if outcome["ok"] or not parts else parts[-1]
-    for kind, role in (("ERROR", "messages"), ("INTERNAL_ERROR", "messages"), ("WARNING", "warnings")):
+    for kind, role in (
+        ("ERROR", "messages"),
+        ("INTERNAL_ERROR", "messages"),
+        ("WARNING", "warnings"),
+    ):
         outcome[role] += [text for severity, text in logger.lines if severity == kind]
     return outcome
 
@@ -72,7 +76,7 @@ def make_logger(trt: Any) -> Any:
 
 
 def network_flags(trt: Any, request: dict[str, Any]) -> int:
-    """Types are those of the graph. TensorRT 10's DLA takes no such network, and computes in half precision."""
+    """Types are those of the graph; TensorRT 10's DLA takes no such network, and computes in float16."""
     if request.get("dla") is not None and weakly_typed(trt):
         return 0
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -108,7 +112,9 @@ def configure(
         config.builder_optimization_level = int(request["level"])
     if request.get("tactics"):
         if not hasattr(trt.IBuilderConfig, "max_num_tactics"):
-            raise SystemExit(f"TensorRT {trt.__version__} can't limit tactics: leave that option out")
+            raise SystemExit(
+                f"TensorRT {trt.__version__} can't limit tactics: leave that option out"
+            )
         config.max_num_tactics = int(request["tactics"])
     if request.get("version_compatible"):
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -124,9 +130,7 @@ def configure(
     return config, load_cache(config, request.get("timing_cache"))
 
 
-def use_dla(
-    trt: Any, network: Any, config: Any, core: int, outcome: dict[str, Any]
-) -> None:
+def use_dla(trt: Any, network: Any, config: Any, core: int, outcome: dict[str, Any]) -> None:
     """Let DLA core `core` take the layers that it can; the others are listed and run on the GPU."""
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core

@@ -23,7 +23,7 @@ class Cuda:
     """One GPU with a stream; a context manager that frees what it allocated."""
 
     def __init__(self, index: int = 0, api: Any = None) -> None:
-        self.api = api if api is not None else driver()
+        self.api: Any = api if api is not None else driver()
         self.index = index
         self.device = c_int()
         self.context, self.stream = c_void_p(), c_void_p()
@@ -74,12 +74,16 @@ class Cuda:
     def upload(self, pointer: int, array: Array) -> None:
         """Copy a contiguous array to the GPU, in the stream."""
         source = c_void_p(array.ctypes.data)
-        self.call("cuMemcpyHtoDAsync_v2", c_uint64(pointer), source, c_size_t(array.nbytes), self.stream)
+        self.call(
+            "cuMemcpyHtoDAsync_v2", c_uint64(pointer), source, c_size_t(array.nbytes), self.stream
+        )
 
     def download(self, array: Array, pointer: int) -> None:
         """Copy from the GPU into a contiguous array, in the stream."""
         to = c_void_p(array.ctypes.data)
-        self.call("cuMemcpyDtoHAsync_v2", to, c_uint64(pointer), c_size_t(array.nbytes), self.stream)
+        self.call(
+            "cuMemcpyDtoHAsync_v2", to, c_uint64(pointer), c_size_t(array.nbytes), self.stream
+        )
 
     def wait(self) -> None:
         """Until the stream has done everything."""

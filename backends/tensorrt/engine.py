@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import onnx_ir as ir
 
+from effc.backends.tensorrt.batch import open_batch
 from effc.backends.tensorrt.layers import FusionReport, read_layers
 from effc.backends.tensorrt.messages import build_error, parser_problems
 from effc.backends.tensorrt.model_file import write_onnx
@@ -67,13 +68,15 @@ def _profile_problems(graph: ir.Graph, options: Options) -> Iterator[Problem]:
         if declared is not None and (
             len(declared) != len(shapes[0])
             or any(
-                isinstance(d, int) and not a == d == b
-                for d, a, b in zip(declared, shapes[0], shapes[2], strict=True)
+                isinstance(d, int)
+                and not a <= d <= b
+                or (isinstance(d, int) and a != b and axis > 0)
+                for axis, (d, a, b) in enumerate(zip(declared, shapes[0], shapes[2], strict=True))
             )
         ):
             raise ConfigError(
                 f"--backend-option profile: the model fixes {name!r} to {declared}",
-                hint="a profile gives ranges of dynamic dimensions only",
+                hint="a profile gives ranges of dynamic dimensions, and of the batch",
             )
     for name, value in fed.items():
         if shape_of(value) is None and name not in options.profiles:
@@ -86,6 +89,30 @@ def _profile_problems(graph: ir.Graph, options: Options) -> Iterator[Problem]:
                 f"fix it with --shape {name}=..., or give --backend-option profile={name}=MIN:OPT:MAX",
                 place_of(first) if first is not None else "",
             )
+
+
+def opened(model: ir.Model, options: Options) -> ir.Model:
+    """`model`, with its batch open where a profile asks it and the model has a fixed one."""
+    fixed = {
+        str(v.name): shapes
+        for v in model.graph.inputs
+        if (shapes := options.profiles.get(str(v.name))) and shape_of(v) and shapes[0] != shapes[2]
+    }
+    if not fixed:
+        return model
+    low, _, high = next(iter(fixed.values()))
+    sizes = {(shape_of(v) or (0,))[0] for v in model.graph.inputs if v.name in fixed}
+    if len(sizes) > 1 or any((s[0][0], s[2][0]) != (low[0], high[0]) for s in fixed.values()):
+        raise ConfigError(
+            "--backend-option profile: the inputs have different batches",
+            hint="give all of them one range of the first dimension",
+        )
+    size = sizes.pop()
+    # a few samples tell as much as many; the fixed batch has to divide what is compared
+    other = next(
+        (n for n in (2 * size, 3 * size) if n <= high[0]), high[0] if high[0] != size else low[0]
+    )
+    return open_batch(model, fixed, other)
 
 
 def parse(engine: Engine) -> None:
@@ -143,7 +170,11 @@ def describe(engine: Engine) -> dict[str, Any]:
         found["profiles"] = {n: [list(s) for s in p] for n, p in engine.options.profiles.items()}
     if engine.outcome is None:
         return found
-    found |= {"engine": ENGINE, "tensorrt": engine.outcome.version, "fusion": engine.fusion.summary()}
+    found |= {
+        "engine": ENGINE,
+        "tensorrt": engine.outcome.version,
+        "fusion": engine.fusion.summary(),
+    }
     if engine.options.version_compatible:
         found["version_compatible"] = True
     if engine.options.refit:

@@ -56,7 +56,9 @@ class FusionReport(msgspec.Struct, frozen=True):
         return {
             "layers": len(kernels),
             "types": dict(sorted(Counter(x.type for x in kernels).items())),
-            "dtypes": dict(sorted(Counter(o.dtype for x in kernels for o in x.outputs[:1]).items())),
+            "dtypes": dict(
+                sorted(Counter(o.dtype for x in kernels for o in x.outputs[:1]).items())
+            ),
             "nodes": len({n for x in kernels for n in x.nodes}),
             "fused": [list(x.nodes) for x in kernels if len(x.nodes) > 1],
             "reformats": [x.name for x in kernels if not x.nodes],
@@ -88,8 +90,10 @@ def _from_line(line: str) -> EngineLayer:
         fields["Name"],
         fields["LayerType"],
         nodes_of(fields.get("Metadata", "")),
-        *(tuple(_ports(fields.get(role, ""))) for role in ("Inputs", "Outputs", "Constants")),
-        tactic=fields.get("TacticName", ""),
+        tuple(_ports(fields.get("Inputs", ""))),
+        tuple(_ports(fields.get("Outputs", ""))),
+        tuple(_ports(fields.get("Constants", ""))),
+        fields.get("TacticName", ""),
     )
 
 
@@ -129,8 +133,10 @@ def _from_json(layer: Any) -> EngineLayer:
         str(layer.get("Name", "")),
         str(layer.get("LayerType", "")),
         nodes_of(str(layer.get("Metadata", ""))),
-        *(tuple(_port(p) for p in layer.get(role, ())) for role in ("Inputs", "Outputs", "Constants")),
-        tactic=str(layer.get("TacticName", "")),
+        tuple(_port(p) for p in layer.get("Inputs", ())),
+        tuple(_port(p) for p in layer.get("Outputs", ())),
+        tuple(_port(p) for p in layer.get("Constants", ())),
+        str(layer.get("TacticName", "")),
     )
 
 

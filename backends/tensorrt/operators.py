@@ -33,8 +33,8 @@ PLUGINS = frozenset({"EfficientNMS_TRT", "EfficientNMS_ONNX_TRT"})
 
 _REMEDIES = {
     "Col2Im": "write it as ConvTranspose with a constant identity kernel, or cut the model there",
-    "NonMaxSuppression": "cut the model before it and suppress on the host, or take the product full or bundle",
-    "DynamicQuantizeLinear": "quantize with constant parameters: effc build --precision int8 on the float model",
+    "NonMaxSuppression": "cut the model before it and suppress on the host, or take product=bundle",
+    "DynamicQuantizeLinear": "quantize with constant parameters: --precision int8 on the float model",
     "MatMulInteger": "let effc quantize the float model instead",
     "ConvInteger": "let effc quantize the float model instead",
     "RMSNormalization": "add --skip recognize-normalization: its parts are taken",

@@ -45,7 +45,7 @@ def compute_capability(target: Target) -> str:
 
 
 def product_of(target: Target) -> str:
-    """`full` where this machine has the GPU and TensorRT, `rtx` where its compiler knows the GPU, or `bundle`.
+    """`full` where the GPU and TensorRT are here, `rtx` where its compiler knows the GPU, or `bundle`.
 
     `--backend-option product=` says otherwise.
     """

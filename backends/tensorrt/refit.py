@@ -24,7 +24,8 @@ def refit(trt: Any, engine: Path, onnx: Path, out: Path) -> None:
         )
     if not loaded.refittable:
         raise LoweringError(
-            f"{str(engine)!r} can't take other weights", hint="build it with --backend-option refit=yes"
+            f"{str(engine)!r} can't take other weights",
+            hint="build it with --backend-option refit=yes",
         )
     refitter = trt.Refitter(loaded, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)

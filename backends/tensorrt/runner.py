@@ -65,7 +65,7 @@ class _Tensor:
 
 @dataclass(slots=True)
 class EngineRunner(Runner):
-    """An engine, loaded. `seconds` of a measurement are the GPU's own, of a CUDA graph where one can be made."""
+    """An engine, loaded. Seconds of a measurement are the GPU's, of a CUDA graph where one can be made."""
 
     trt: Any
     path: Path

@@ -79,9 +79,7 @@ def run_build(
         return msgspec.json.decode(answered.read_bytes(), type=Outcome)
 
 
-def _watch(
-    process: subprocess.Popen[bytes], seconds: float, memory: int
-) -> tuple[str, str] | None:
+def _watch(process: subprocess.Popen[bytes], seconds: float, memory: int) -> tuple[str, str] | None:
     """Wait for the end; what was too much, and the remedy, where something was."""
     end = time.monotonic() + seconds
     while True:

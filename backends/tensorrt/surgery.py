@@ -41,7 +41,8 @@ def use_nms_plugin(model: ir.Model, version: str, target: str) -> ir.Model:
             if node.op == "NonMaxSuppression":
                 _replace(node)
         graph.cleanup().toposort()
-        return ir.from_proto(gs.export_onnx(graph, do_type_check=False))
+        made: ir.Model = ir.from_proto(gs.export_onnx(graph, do_type_check=False))
+        return made
 
 
 _LAYER = "take --backend-option nms=layer"
@@ -63,7 +64,9 @@ def _why_not(node: ir.Node) -> str:
 def _replace(node: object) -> None:
     """Turn a gs.Node of NonMaxSuppression into the plugin."""
     inputs = list(node.inputs)  # type: ignore[attr-defined]
-    limits = [float(np.asarray(t.values).reshape(())) for t in inputs[2:]] + [0.0] * (5 - len(inputs))
+    limits = [float(np.asarray(t.values).reshape(())) for t in inputs[2:]] + [0.0] * (
+        5 - len(inputs)
+    )
     attributes = node.attrs  # type: ignore[attr-defined]
     node.op = "EfficientNMS_ONNX_TRT"  # type: ignore[attr-defined]
     node.attrs = {  # type: ignore[attr-defined]

@@ -52,8 +52,8 @@ def _widen(graph: ir.Graph, node: ir.Node) -> None:
         if array is not None:
             holder = value.graph if isinstance(value.graph, ir.Graph) else graph
             wide = add_const(holder, f"{value.name}/wide", array.astype(np.float32))
-        elif is_op(made, "Cast") and made is not None and _type(made.inputs[0]) == _FLOAT:
-            wide = made.inputs[0]
+        elif made is not None and (before := _shortened(made)) is not None:
+            wide = before
         else:
             wide = _cast(graph, node, value, _FLOAT, f"{node.name}/wide{index}")
         node.replace_input_with(index, wide)
@@ -63,9 +63,7 @@ def _widen(graph: ir.Graph, node: ir.Node) -> None:
         short = output.dtype
         output.type = ir.TensorType(_FLOAT)
         users = list(output.uses())
-        needs = output.is_graph_output() or not all(
-            _is_cast_to_float(u.node) for u in users
-        )
+        needs = output.is_graph_output() or not all(_is_cast_to_float(u.node) for u in users)
         if needs:
             _narrow(graph, node, output, short)
         for use in users:
@@ -74,6 +72,12 @@ def _widen(graph: ir.Graph, node: ir.Node) -> None:
 
 
 _FLOAT = ir.DataType.FLOAT
+
+
+def _shortened(node: ir.Node) -> ir.Value | None:
+    """What a Cast from float32 reads."""
+    value = node.inputs[0] if is_op(node, "Cast") else None
+    return value if _type(value) == _FLOAT else None
 
 
 def _type(value: ir.Value | None) -> ir.DataType | None:

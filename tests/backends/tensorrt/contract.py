@@ -51,7 +51,9 @@ class Recorded(ModuleType):
             setattr(self, name, enum.IntEnum(name, {v: i for i, v in enumerate(values)}))  # type: ignore[misc]
         for name, members in api["classes"].items():
             setattr(self, name, _class(self, name, members))
-        severity = enum.IntEnum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3})
+        severity = enum.IntEnum(
+            "Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3}
+        )
         self.ILogger = type("ILogger", (), {"Severity": severity, "__init__": lambda self: None})
         self.nptype = lambda dtype: {"FLOAT": np.float32, "HALF": np.float16}[dtype.name]
 

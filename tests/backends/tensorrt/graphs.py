@@ -201,6 +201,7 @@ def branches() -> ir.Model:
 
 def loop() -> ir.Model:
     """A Loop that doubles three times."""
+
     def info(name: str, kind: int, shape: list[int]) -> Any:
         return helper.make_tensor_value_info(name, kind, shape)
 

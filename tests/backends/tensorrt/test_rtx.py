@@ -96,9 +96,7 @@ def test_control_flow_is_compiled(graphs: ModuleType, card: Card, tmp_path: Path
     assert any("doubles" in x.nodes for x in engine.fusion.layers)
 
 
-def test_a_profile_opens_dynamic_dimensions(
-    graphs: ModuleType, card: Card, tmp_path: Path
-) -> None:
+def test_a_profile_opens_dynamic_dimensions(graphs: ModuleType, card: Card, tmp_path: Path) -> None:
     target = card(86, profile="x=1x8x16x16:4x8x16x16:8x8x16x16")
     engine = built(graphs.dynamic(), target, tmp_path)
     assert RTX.describe(engine)["profiles"] == {
@@ -218,9 +216,7 @@ def test_the_table_of_operators_is_the_parser_s() -> None:
     assert "DeformConv" in ONLY_FULL
 
 
-def test_time_and_memory_are_limited(
-    graphs: ModuleType, card: Card, tmp_path: Path
-) -> None:
+def test_time_and_memory_are_limited(graphs: ModuleType, card: Card, tmp_path: Path) -> None:
     with pytest.raises(LoweringError, match="GiB of memory") as caught:
         built(graphs.conv(), card(86, memory_limit="1M"), tmp_path)
     assert "memory-limit" in caught.value.hint
