@@ -23,7 +23,19 @@ class SystemTool:
     use: str
 
 
-SYSTEM_TOOLS = (SystemTool("cc", ("gcc", "libc6-dev"), "links the artifacts of the TVM backend"),)
+SYSTEM_TOOLS = (
+    SystemTool("cc", ("gcc", "libc6-dev"), "links the artifacts of the TVM backend"),
+    SystemTool("make", ("make",), "builds projects for microcontrollers"),
+    SystemTool("cmake", ("cmake",), "builds projects for microcontrollers"),
+    SystemTool(
+        "arm-none-eabi-gcc",
+        ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi"),
+        "builds firmware for Cortex-M",
+    ),
+    SystemTool("qemu-system-arm", ("qemu-system-arm",), "runs firmware for Cortex-M"),
+    SystemTool("riscv64-unknown-elf-gcc", ("gcc-riscv64-unknown-elf",), "builds firmware for RISC-V"),
+    SystemTool("qemu-system-riscv32", ("qemu-system-misc",), "runs firmware for RISC-V"),
+)
 
 
 def main(arguments: list[str]) -> int:
