@@ -1,0 +1,17 @@
+/* 1x1 convolution or matrix product: every row of x with the weights of every channel. */
+void NAME(const int8_t *x, Z_PARAMETER const int8_t *w, const int32_t *bias, const int32_t *m,
+          const uint8_t *shift, int8_t *y) {
+  /*CONSTANTS*/
+  for (int p = 0; p < ROWS; p++) {
+    const int8_t *row = w;
+    for (int n = 0; n < OUT_C; n++) {
+      const int8_t *from = x;
+      int32_t acc = bias[n];
+      for (int k = 0; k < TAPS; k++) acc += *from++ * *row++;
+      STORE
+    }
+    x += TAPS;
+    y += OUT_C;
+    Z_NEXT
+  }
+}
