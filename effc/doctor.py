@@ -14,6 +14,8 @@ from typing import Literal
 
 import msgspec
 
+from effc.backends.tensorrt.gpu import gpus
+from effc.backends.tensorrt.products import RTX_TARGETS, installed
 from effc.catalogue import backend_rows
 from effc.core.errors import ConfigError
 from effc.core.profiles import HOST, load_profile
@@ -41,7 +43,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 def examine() -> Diagnosis:
     """Look at everything. Never raises for what it finds."""
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _packages, _backends, _compiler, _processor, _memory, _testdata,
+        _python, _packages, _backends, _tensorrt, _compiler, _processor, _memory, _testdata,
     )  # fmt: skip
     found = tuple(f for look in looks for f in look())
     return Diagnosis(all(f.status != "fail" for f in found), found)
@@ -94,6 +96,23 @@ def _backends() -> Iterator[Finding]:
             yield Finding(name, "ok", ", ".join(f"{k} {v}" for k, v in row.versions.items()))
         else:
             yield Finding(name, "warn", row.reason, row.hint)
+
+
+def _tensorrt() -> Iterator[Finding]:
+    """NVIDIA GPUs, and whether what runs engines on them is here."""
+    found = gpus()
+    if not found:
+        text = "none: engines for RTX cards are compiled, bundles for other devices written, neither runs"
+        yield Finding("NVIDIA GPU", "ok", text)
+        return
+    named = ", ".join(f"{g.name} (SM{g.sm})" for g in found)
+    full, rtx = installed("tensorrt"), installed("tensorrt_rtx")
+    if full or (rtx and any(g.sm in RTX_TARGETS for g in found)):
+        here = [f"{n} {v}" for n, v in (("tensorrt", full), ("tensorrt_rtx", rtx)) if v]
+        yield Finding("NVIDIA GPU", "ok", f"{named}; {', '.join(here)}")
+    else:
+        remedy = "pip install tensorrt (10.3 or later; on a Jetson it comes with JetPack)"
+        yield Finding("NVIDIA GPU", "warn", f"{named}, and no TensorRT that runs on it", remedy)
 
 
 def _compiler() -> Iterator[Finding]:

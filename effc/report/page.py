@@ -48,6 +48,7 @@ def page(
         _memory(memory, manifest),
         _passes(manifest),
         _fallbacks(manifest),
+        _fusion(manifest),
         _accuracy(manifest),
         _interface(manifest),
         _provenance(manifest),
@@ -170,6 +171,21 @@ def _fallbacks(manifest: Manifest) -> str:
         return ""
     rows = [(escape(str(name)),) for name in found]
     return _section("Fallbacks", _table(("nodes that run as the compiler's own kernels",), rows))
+
+
+def _fusion(manifest: Manifest) -> str:
+    """The layers of an engine that compute several nodes."""
+    found = manifest.details.get("fusion")
+    if not isinstance(found, Mapping):
+        return ""
+    fused = found["fused"]
+    rows = [(escape(", ".join(nodes)),) for nodes in fused[:_LAYERS]]
+    types = ", ".join(f"{n} {escape(name)}" for name, n in found["dtypes"].items())
+    note = (
+        f'<p class="note">{found["layers"]} layers compute {found["nodes"]} nodes ({types});'
+        f" {len(found['folded'])} nodes are folded away. fusion.json has every layer.</p>"
+    )
+    return _section("Fusion", note + _table((f"nodes of one layer ({len(fused)})",), rows))
 
 
 def _accuracy(manifest: Manifest) -> str:

@@ -340,6 +340,10 @@ def _details(manifest: Manifest) -> list[tuple[str, str]]:
     calls = manifest.details.get("calls")
     if isinstance(calls, Mapping):
         rows.append(("calls", ", ".join(f"{n} {template}" for template, n in calls.items())))
+    fusion = manifest.details.get("fusion")
+    if isinstance(fusion, Mapping):
+        types = ", ".join(f"{n} {name}" for name, n in fusion["dtypes"].items())
+        rows.append(("engine", f"{fusion['layers']} layers for {fusion['nodes']} nodes ({types})"))
     goldens = manifest.details.get("goldens")
     if isinstance(goldens, Mapping):
         kind = "made-up" if goldens.get("synthetic") else "given"

@@ -48,6 +48,26 @@ def test_no_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert finding.status == "warn" and "can't link" in finding.detail
 
 
+def test_a_gpu_without_tensorrt_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from effc.backends.tensorrt.gpu import Gpu
+
+    have: dict[str, str] = {}
+    monkeypatch.setattr(doctor, "installed", lambda m: have.get(m, ""))
+    monkeypatch.setattr(doctor, "gpus", lambda: (Gpu(0, "NVIDIA H200", "90"),))
+    (finding,) = doctor._tensorrt()
+    assert finding.status == "warn" and "H200 (SM90)" in finding.detail
+    assert finding.remedy.startswith("pip install tensorrt")
+    have["tensorrt_rtx"] = "1.7.1"  # which does not run there
+    assert next(doctor._tensorrt()).status == "warn"
+    monkeypatch.setattr(doctor, "gpus", lambda: (Gpu(0, "RTX 4090", "89"),))
+    assert next(doctor._tensorrt()).status == "ok"
+    have["tensorrt"] = "10.16"
+    (finding,) = doctor._tensorrt()
+    assert finding.status == "ok" and "tensorrt 10.16" in finding.detail
+    monkeypatch.setattr(doctor, "gpus", lambda: ())
+    assert "none" in next(doctor._tensorrt()).detail
+
+
 def test_doctor_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFC_TESTDATA", "/nowhere")
     found = [f for f in doctor.examine().checks if f.name == "test data"]

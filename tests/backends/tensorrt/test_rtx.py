@@ -30,12 +30,12 @@ from effc.core.errors import (  # noqa: E402
     BackendUnavailable,
     ConfigError,
     DeviceError,
-    EffcError,
     LoweringError,
     UnsupportedOpError,
 )
 from effc.core.target import Target  # noqa: E402
 from effc.finish import finish  # noqa: E402
+from effc.report.terminal import _details as report_details  # noqa: E402
 
 Card = Callable[..., Target]
 RTX = TensorRTBackend()
@@ -240,6 +240,10 @@ def test_the_artifact_says_that_it_was_not_executed(tmp_path: Path) -> None:
     fusion = manifest.details["fusion"]
     assert manifest.details["sm"] == "89" and set(fusion["dtypes"]) <= {"Half", "Float"}
     assert manifest.versions["tensorrt_rtx"] == manifest.details["tensorrt"]
+    page = (tmp_path / "e/report.html").read_text()
+    assert "Fusion" in page and "conv_0, relu_0" in page
+    (row,) = [v for k, v in report_details(manifest) if k == "engine"]
+    assert row.startswith(f"{fusion['layers']} layers for ")
     with pytest.raises(DeviceError, match="no GPU of SM89"):
         finish(tmp_path / "e")
 
@@ -251,11 +255,11 @@ def test_bfloat16_and_attention_reach_the_engine(tmp_path: Path) -> None:
     assert "Half" not in dtypes
 
 
-def test_the_same_build_is_refused_alike_in_a_build_and_in_a_check(tmp_path: Path) -> None:
+def test_half_precision_is_the_remedy_on_turing(tmp_path: Path) -> None:
+    """`effc check` asks before compression, and knows that float32 will not stay."""
     from effc.check import check
 
-    found = check("zoo:tiny-vit", "t4")
-    assert not found.supported and found.problems[0].op == "MatMul"
-    with pytest.raises(EffcError, match=f"and {len(found.problems) - 1} more"):
+    with pytest.raises(UnsupportedOpError, match=r"and 8 more") as caught:
         build("zoo:tiny-vit", "t4", tmp_path / "x")
+    assert {p.op for p in caught.value.problems} == {"MatMul", "Gemm"}
     assert check("zoo:tiny-vit", "t4", precision="fp16").supported
