@@ -97,12 +97,22 @@ _AGAIN = "let effc quantize the float model for this target: --precision int8"
 
 def _role(node: ir.Node) -> str:
     """Whether a Q or DQ stands before a weight, a bias, or an activation."""
-    if is_op(node, "QuantizeLinear") or const(node.inputs[0]) is None:
+    if not _holds(node):
         return "activation"
-    for use in node.outputs[0].uses():
+    readers = [u.node for u in node.outputs[0].uses()] if is_op(node, "QuantizeLinear") else [node]
+    for use in (u for n in readers for u in n.outputs[0].uses()):
         if is_op(use.node, *_MULTIPLICATIONS) and use.idx in (1, 2):
             return "weight" if use.idx == 1 else "bias"
     return "activation"
+
+
+def _holds(node: ir.Node) -> bool:
+    """Whether a Q or DQ is of a constant, integers or reals that a Q before it makes integers of."""
+    value = node.inputs[0]
+    made = value.producer() if value is not None else None
+    if is_op(node, "DequantizeLinear") and made is not None and is_op(made, "QuantizeLinear"):
+        value = made.inputs[0]
+    return const(value) is not None
 
 
 _MULTIPLICATIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -118,7 +128,7 @@ def _source(node: ir.Node, index: int) -> ir.Node | None:
 def _multiplication(node: ir.Node, scheme: Scheme) -> Iterator[_Finding]:
     x, w, b = (_source(node, i) for i in range(3))
     px, pw, pb = quant_params(x), quant_params(w), quant_params(b)
-    constant = w is not None and const(w.inputs[0]) is not None
+    constant = w is not None and _holds(w)
     if Law.BOTH in scheme.laws and x is not None and w is None:
         yield (
             f"rule: {Law.BOTH.value}; its weight is float",

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    sys.dont_write_bytecode = True  # the bundle holds what was built, and nothing else
     from on_device.main import main  # type: ignore[import-not-found]  # the folder beside this file
 
     sys.exit(main(Path(__file__).resolve().parent, sys.argv[1:]))

@@ -51,7 +51,7 @@ def _widen(node: ir.Node) -> None:
                 node.attributes[name] = ir.AttrTensor(name, wide)
     for value in node.outputs:
         if value.dtype in _HALVES:
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)  # clones share the type
 
 
 def _same(node: ir.Node) -> bool:
