@@ -5,7 +5,7 @@
     python tools/bench_tensorrt.py --models resnet18,vit_tiny_patch16_224
 
 For every model: whether an engine builds for each target, the seconds that one build takes (a process, the
-parser, the builder; not effc's passes), the layers of the engine, and the SQNR in dB of the fp16 ONNX model
+parser, the builder; not effc's passes), and those of the processor, which other work does not lengthen; the layers of the engine, and the SQNR in dB of the fp16 ONNX model
 in onnxruntime against the untouched one, which the pass promises to be at least 15. timm's weights are
 random, and none is degenerate.
 """
@@ -13,6 +13,7 @@ random, and none is degenerate.
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import sys
 import tempfile
@@ -56,6 +57,7 @@ class Row:
 
     model: str
     seconds: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)  # of the processor
     refused: dict[str, str] = field(default_factory=dict)
     layers: int = 0
     sqnr_db: float | None = None
@@ -94,14 +96,21 @@ def measure(source: str, targets: list[Target], folder: Path) -> Row:
             passes.parse(backend.legalize(target)).run(half, PassContext(target, samples))
             lowered = backend.lower(half, target)
             assert isinstance(lowered, Engine)
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), children()
             engines.build(lowered, folder)
             row.seconds[name] = time.perf_counter() - begun
+            row.busy[name] = children() - used
             row.layers = lowered.fusion.summary()["layers"]
         except EffcError as error:
             row.refused[name] = str(error)
     row.sqnr_db = closeness(original, half, samples)
     return row
+
+
+def children() -> float:
+    """Seconds of the processor that ended child processes took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def closeness(original: ir.Model, half: ir.Model, samples: SyntheticSamples) -> float | None:
@@ -133,7 +142,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             row = measure(source, targets, Path(folder))
         rows.append(row)
-        times = "  ".join(f"{n} {s:.2f} s" for n, s in row.seconds.items())
+        times = "  ".join(f"{n} {s:.2f} ({row.busy[n]:.2f}) s" for n, s in row.seconds.items())
         sqnr = f"{row.sqnr_db:.1f} dB" if row.sqnr_db is not None else ""
         print(f"{row.model:32} {row.layers:4} layers  {times}  {sqnr}", flush=True)
         for name, reason in row.refused.items():
@@ -141,10 +150,11 @@ def main() -> int:
     for target in targets:
         name = target.profile.name
         seconds = [r.seconds[name] for r in rows if name in r.seconds]
+        busy = [r.busy[name] for r in rows if name in r.busy]
         if seconds:
             print(
-                f"{name}: {len(seconds)} of {len(rows)} build, median {statistics.median(seconds):.2f} s,"
-                f" longest {max(seconds):.2f} s"
+                f"{name}: {len(seconds)} of {len(rows)} build, median {statistics.median(seconds):.2f} s"
+                f" ({statistics.median(busy):.2f} s of the processor), longest {max(seconds):.2f} s"
             )
     print(f"{time.perf_counter() - begun:.0f} s in all, models and passes included")
     return 0
