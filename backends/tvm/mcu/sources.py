@@ -18,15 +18,20 @@ FILES = ("model.h", "model.c", "kernels.h", "kernels.c")
 def write_sources(program: Program, folder: Path) -> Mapping[str, Path]:
     """Write the four files into `folder`; name -> path. The same program gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
+    made = texts(program)
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return {name: folder / name for name in made}
+
+
+def texts(program: Program) -> dict[str, str]:
+    """The four files: name -> text."""
+    return {
         "model.h": model_h(program),
         "model.c": model_c(program),
         "kernels.h": kernels_h(program),
         "kernels.c": kernels_c(program),
     }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return {name: folder / name for name in texts}
 
 
 def kernels_h(program: Program) -> str:

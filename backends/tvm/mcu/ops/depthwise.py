@@ -6,10 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from effc.backends.tvm.mcu.lowering import Lowering
+from effc.backends.tvm.mcu.ops.depthwise_dsp import PairedRows
 from effc.backends.tvm.mcu.ops.geometry import Windows
 from effc.backends.tvm.mcu.ops.requantization import Channels
 from effc.backends.tvm.mcu.program import Constant, Scratch, Tensor
 from effc.core.ir import Array, attr
+
+
+_MOST_TAPS = 49  # unrolled: larger windows go through loops
 
 
 def depthwise(
@@ -36,6 +40,16 @@ def depthwise(
         "COPY_W": min(windows.in_w, row - windows.pad_left),
         **channels.numbers(node),
     }
+    paired = (
+        low.core.dsp
+        and multiplier == 1
+        and windows.dilation_h == windows.dilation_w == 1
+        and windows.stride_w <= 2
+        and windows.kernel_h * windows.kernel_w <= _MOST_TAPS
+    )
+    if paired:
+        _paired(low, node, x, y, windows, taps, channels, numbers)
+        return
     weights = low.constant(f"{node.name} w", np.ascontiguousarray(taps[..., 0]))
     kernel = low.kernels.make("depthwise", f"depthwise_{windows.text}x{multiplier}", numbers)
     low.call(
@@ -46,4 +60,36 @@ def depthwise(
         op="Conv",
         macs=windows.out_h * windows.out_w * taps.size,
         ahead={x: 0} if multiplier == 1 and isinstance(x, str) else {},
+    )
+
+
+def _paired(
+    low: Lowering,
+    node: ir.Node,
+    x: str | Constant,
+    y: Tensor,
+    windows: Windows,
+    taps: Array,
+    channels: Channels,
+    numbers: dict[str, int],
+) -> None:
+    """With ARM's products of halves, two outputs at a time."""
+    inner = PairedRows.of(windows)
+    rows = (windows.out_h - 1) * windows.stride_h + windows.kernel_h
+    # the second output of the last pair may lie behind the row, its bytes in the next one
+    last = (windows.out_w - 1) // 2 * 2 * windows.stride_w + inner.reach
+    plane = (rows - 1) * numbers["ROW"] + max(numbers["ROW"], last)
+    numbers = {**numbers, "PLANE": plane, "WORDS": len(inner.halves)}
+    del numbers["MULTIPLIER"], numbers["DILATION_H"], numbers["DILATION_W"]
+    words = {"WEIGHTS": inner.declarations, "PRODUCTS": inner.text}
+    kernel = low.kernels.make("depthwise_dsp", f"depthwise_{windows.text}", numbers, words)
+    weights = low.constant(f"{node.name} w", inner.packed(taps[..., 0]))
+    low.call(
+        kernel,
+        (x, weights, *channels.arguments(low, node), Scratch(plane), y.name),
+        y.name,
+        nodes=[str(node.name)],
+        op="Conv",
+        macs=windows.out_h * windows.out_w * taps.size,
+        ahead={x: 0} if isinstance(x, str) else {},
     )
