@@ -242,6 +242,17 @@ def _table(
 
 
 _UINT8 = TensorRule(ir.DataType.UINT8, symmetric=False, others=(ir.DataType.INT8,))
+_INT8_OR_UINT8 = TensorRule(ir.DataType.INT8, symmetric=False, others=(ir.DataType.UINT8,))
+_PLACEMENT = _table(  # of TVM's kernels
+    {
+        Kind.MULTIPLY: _MULTIPLY,
+        Kind.COMBINE: ("Add", "Mul"),
+        Kind.REDUCE: ("AveragePool", "GlobalAveragePool"),
+        Kind.MOVE: _MOVE,
+        Kind.FUNCTION: _FUNCTION,
+        Kind.CLAMP: ("Relu", "Clip"),
+    }
+)
 _INT8 = TensorRule(ir.DataType.INT8, symmetric=False)
 _INT8_SYMMETRIC = TensorRule(ir.DataType.INT8, symmetric=True)
 _WEIGHT = TensorRule(
@@ -260,16 +271,18 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 "x86: uint8 asymmetric activations, int8 symmetric weights by channel; float outputs",
                 _UINT8,
                 _WEIGHT,
-                _table(
-                    {
-                        Kind.MULTIPLY: _MULTIPLY,
-                        Kind.COMBINE: ("Add", "Mul"),
-                        Kind.REDUCE: ("AveragePool", "GlobalAveragePool"),
-                        Kind.MOVE: _MOVE,
-                        Kind.FUNCTION: _FUNCTION,
-                        Kind.CLAMP: ("Relu", "Clip"),
-                    }
-                ),
+                _PLACEMENT,
+                bias="int32",
+                residual="fused",
+                composite=True,
+                laws=frozenset({Law.JOINED}),
+            ),
+            Scheme(
+                "arm",
+                "AArch64: as vnni, with int8 asymmetric activations, as sdot multiplies signed bytes",
+                _INT8_OR_UINT8,
+                _WEIGHT,
+                _PLACEMENT,
                 bias="int32",
                 residual="fused",
                 composite=True,

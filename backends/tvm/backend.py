@@ -72,6 +72,8 @@ class TvmBackend(Backend["Program"]):
         return Availability(True, versions={**versions, "cc": _compiler_version(compiler)})
 
     def accepts(self, target: Target) -> Availability:
+        if gpu := _cuda(target):
+            return gpu.accepts(target)
         try:
             isa = _isa(target)
         except ConfigError as error:
@@ -91,7 +93,9 @@ class TvmBackend(Backend["Program"]):
         return Availability(True)
 
     def quantization(self, target: Target) -> str:
-        return "vnni"
+        if _cuda(target):
+            return "vnni"
+        return "vnni" if _isa(target).triple.startswith(("x86_64", "amd64")) else "arm"
 
     def times(self, device: Device) -> bool:
         return device.source == "device"
@@ -99,7 +103,9 @@ class TvmBackend(Backend["Program"]):
     def legalize(self, target: Target) -> str:
         from effc.backends.tvm.pipeline import cpu
 
-        return cpu(x86=_isa(target).triple.startswith(("x86_64", "amd64")))
+        if _cuda(target):
+            return cpu("keep")
+        return cpu("unsigned" if _isa(target).triple.startswith(("x86_64", "amd64")) else "signed")
 
     def check(self, model: ir.Model, target: Target) -> Sequence[Problem]:
         try:
@@ -109,6 +115,8 @@ class TvmBackend(Backend["Program"]):
         return ()
 
     def lower(self, model: ir.Model, target: Target) -> Program:
+        if gpu := _cuda(target):
+            return gpu.lower(model, target)
         from effc.backends.tvm.lower import lower
 
         return lower(model, _isa(target), target.profile.name)
@@ -121,16 +129,25 @@ class TvmBackend(Backend["Program"]):
         device: Device,
         feeds: Feeds | None = None,
     ) -> Program:
+        if _cuda(target):
+            raise ConfigError(
+                f"kernels for {target.profile.name} have nothing to tune",
+                hint="leave --budget and --records out",
+            )
         from effc.backends.tvm.tune import tune
 
         return tune(lowered, budget, feeds, target.threads)
 
     def compile(self, lowered: Program, target: Target, out: Path) -> Mapping[str, Path]:
+        if gpu := _cuda(target):
+            return gpu.compile_program(lowered, out)
         from effc.backends.tvm.library import write_library
 
         return write_library(lowered, out)
 
     def devices(self, target: Target) -> Iterable[Device]:
+        if gpu := _cuda(target):
+            return gpu.devices(target)
         from effc.backends.tvm import qemu_user
         from effc.backends.tvm.compilers import is_native
         from effc.backends.tvm.isa import host_isa, runs_on
@@ -142,6 +159,8 @@ class TvmBackend(Backend["Program"]):
         return (qemu_user.QemuUser(isa),) if qemu_user.available(isa.triple) else ()
 
     def why_no_device(self, target: Target) -> str:
+        if gpu := _cuda(target):
+            return gpu.why_no_device(target)
         from effc.backends.tvm import qemu_user
         from effc.backends.tvm.compilers import architecture, is_native
         from effc.backends.tvm.isa import host_isa
@@ -160,6 +179,10 @@ class TvmBackend(Backend["Program"]):
         )
 
     def describe(self, lowered: Program) -> dict[str, Any]:
+        if lowered.isa.name.startswith("sm_"):
+            from effc.backends.tvm.cuda.backend import describe
+
+            return describe(lowered)
         templates = Counter(c.template for c in lowered.calls)
         return {
             "isa": lowered.isa.name,
@@ -175,6 +198,15 @@ class TvmBackend(Backend["Program"]):
             **({"constants": dict(lowered.storage)} if lowered.storage else {}),
             **({"tuning": dict(lowered.tuning)} if lowered.tuning else {}),
         }
+
+
+def _cuda(target: Target) -> Any:
+    """The module that answers for NVIDIA GPUs, if the target is one."""
+    if "sm" not in target.profile.toolchain:
+        return None
+    from effc.backends.tvm.cuda import backend
+
+    return backend
 
 
 def _isa(target: Target) -> Isa:

@@ -26,7 +26,7 @@ def int_conv_space(spec: IntConvSpec, isa: Isa) -> Space | None:
     if is_depthwise(spec.conv, isa):
         space = IntDepthwiseSpace(spec, isa)
     else:
-        space = DirectSpace(int_direct_of(spec.conv, isa), _key(spec))
+        space = DirectSpace(int_direct_of(spec.conv, isa), _key(spec, isa))
     return space if space.effective(Blocking()) is not None else None
 
 
@@ -48,7 +48,7 @@ class IntDepthwiseSpace:
 
     @property
     def key(self) -> str:
-        return _key(self.spec)
+        return _key(self.spec, self.isa)
 
     @cached_property
     def _axes(self) -> tuple[Axis, ...]:
@@ -91,7 +91,7 @@ class IntDepthwiseSpace:
             yield replace(best, group=group)
 
 
-def _key(spec: IntConvSpec) -> str:
-    shifted = " shifted" if spec.shift else ""
+def _key(spec: IntConvSpec, isa: Isa) -> str:
+    shifted = " shifted" if spec.shift(isa) else ""
     added = " add" * (spec.how.z is not None)
     return f"int8 {conv_key(spec.conv)}{shifted} to {spec.how.dtype}{added}"

@@ -99,7 +99,15 @@ def link(folder: Path, files: Sequence[str], library: str, triple: str = "") -> 
 def link_program(folder: Path, triple: str) -> None:
     """Make `run_model`, which finds the library of `folder` beside itself."""
     flags = ("-O2", "-g0", "-std=c11", "-w", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-rpath,$ORIGIN")
-    command = [*_compiler(triple), *flags, PROGRAM_SOURCE, "-L.", f"-l:{LIBRARY}", "-pthread", "-lm"]
+    command = [
+        *_compiler(triple),
+        *flags,
+        PROGRAM_SOURCE,
+        "-L.",
+        f"-l:{LIBRARY}",
+        "-pthread",
+        "-lm",
+    ]
     _run(folder, [*command, "-o", PROGRAM], "the program")
 
 

@@ -152,7 +152,9 @@ def build_plugin(folder: Path, program: str) -> Path | None:
     compiler = c_compiler()
     if "-plugin" not in asked.stdout or compiler is None:
         return None
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, check=False
+    ).stdout
     version = said.partition("version ")[2].partition(".")[0]
     number = 1 if version.isdigit() and int(version) < 9 else 2
     made = folder / "qemu_count.so"

@@ -16,6 +16,7 @@ from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.kernels.int8_bias import borders_of, class_biases, pad_channels
 from effc.backends.tvm.kernels.int8_depthwise import IntegerDepthwise
 from effc.backends.tvm.kernels.int8_direct import IntegerConv
+from effc.backends.tvm.kernels.int8_dot import shift_of
 from effc.backends.tvm.kernels.int8_emission import integer_kernel
 from effc.backends.tvm.kernels.int8_quads import pack_int_depthwise
 from effc.backends.tvm.kernels.int8_store import Requantize
@@ -40,10 +41,9 @@ class IntConvSpec:
         """The convolution's."""
         return self.conv.blocking
 
-    @property
-    def shift(self) -> int:
-        """The zero point of the input as unsigned bytes."""
-        return self.zero_point + 128 * (self.conv.input.dtype == "int8")
+    def shift(self, isa: Isa) -> int:
+        """The zero point of the input as a step takes it."""
+        return shift_of(isa, self.conv.input.dtype, self.zero_point)
 
 
 @lru_cache(maxsize=1024)
@@ -69,7 +69,8 @@ def pack_int_conv(
     spec: IntConvSpec, isa: Isa, weight: Array, bias: Array, m: Array
 ) -> tuple[Array, ...]:
     """The constants of `int_conv`: weights [OC, IC / groups, *kernel] int8, bias [OC], m [OC]."""
-    table = class_biases(borders_of(conv_axes(spec.conv), spec.shift), weight, bias, spec.shift)
+    shift = spec.shift(isa)
+    table = class_biases(borders_of(conv_axes(spec.conv), shift), weight, bias, shift)
     channels = -(-bias.size // isa.lanes) * isa.lanes
     if is_depthwise(spec.conv, isa):
         packed = pack_int_depthwise(spec.conv, isa, weight)

@@ -18,6 +18,7 @@ from effc.backends.tvm.kernels.conv_transpose import (
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.kernels.int8_bias import borders_of, class_biases, pad_channels
 from effc.backends.tvm.kernels.int8_direct import IntegerConv
+from effc.backends.tvm.kernels.int8_dot import shift_of
 from effc.backends.tvm.kernels.int8_emission import integer_kernel
 from effc.backends.tvm.kernels.int8_store import Requantize
 from effc.backends.tvm.program import Kernel
@@ -33,10 +34,9 @@ class IntConvTransposeSpec:
     zero_point: int
     how: Requantize
 
-    @property
-    def shift(self) -> int:
-        """The zero point of the input as unsigned bytes."""
-        return self.zero_point + 128 * (self.conv.input.dtype == "int8")
+    def shift(self, isa: Isa) -> int:
+        """The zero point of the input as a step takes it."""
+        return shift_of(isa, self.conv.input.dtype, self.zero_point)
 
 
 @lru_cache(maxsize=1024)
@@ -60,11 +60,11 @@ def pack_int_conv_transpose(
     """The constants: weights [IC, OC / groups, *kernel] int8, bias [OC], m [OC]."""
     direct = _direct(spec.conv, isa)
     turned = turn_weights(spec.conv, weight)
-    rows = []
+    rows, shift = [], spec.shift(isa)
     for phase in direct.phases:
         taken = turned
         for i, axis in enumerate(phase.axes):
             taken = np.take(taken, axis.taps, axis=2 + i)
-        rows.append(class_biases(borders_of(phase.axes, spec.shift), taken, bias, spec.shift))
+        rows.append(class_biases(borders_of(phase.axes, shift), taken, bias, shift))
     table = pad_channels(np.concatenate(rows), direct.output_channels)
     return direct.pack(turned), table, pad_channels(m[None], direct.output_channels)

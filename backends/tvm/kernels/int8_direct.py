@@ -14,7 +14,7 @@ from effc.backends.tvm.kernels.axes import Axis, merge
 from effc.backends.tvm.kernels.blocking import Rule
 from effc.backends.tvm.kernels.direct import Direct, Source
 from effc.backends.tvm.kernels.gemm import Product
-from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, scheme, weight_dtype
+from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, is_arm, scheme, weight_dtype
 from effc.backends.tvm.kernels.loops import int32
 
 Array = npt.NDArray[Any]
@@ -31,14 +31,19 @@ class IntegerRule(Rule):
         keeps beside products and a mask.
         """
         accumulators = pixels * blocks
+        if is_arm(isa):
+            inputs = -(-pixels // 4) * (1 if scheme(isa) == "sdot" else 2)
+            return accumulators + blocks + inputs <= isa.registers - 2
         if scheme(isa) == "madd" and (blocks > 2 or accumulators + 2 * blocks > isa.registers - 6):
             return False
         return accumulators + blocks <= isa.registers - (10 if isa.registers == 32 else 5)
 
     def step_cycles(self, isa: Isa, pixels: int, blocks: int) -> float:
         """One instruction an accumulator with VNNI; else two products, two sums, and halves of pixels."""
-        if scheme(isa) == "vnni":
+        if scheme(isa) in ("vnni", "sdot"):
             return pixels * blocks / 2
+        if scheme(isa) == "smlal":
+            return 2.0 * pixels * blocks
         return (4 * pixels * blocks + 2 * pixels) / 3
 
     def store_cycles(self, pixels: int, blocks: int) -> float:
@@ -67,7 +72,7 @@ class Integer(Direct):
     @property
     def rule(self) -> Rule:
         """Tiles of bytes."""
-        return INTEGERS if scheme(self.isa) == "vnni" else LONG
+        return INTEGERS if scheme(self.isa) in ("vnni", "sdot") else LONG
 
     @property
     def output_channels(self) -> int:

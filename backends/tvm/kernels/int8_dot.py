@@ -1,12 +1,14 @@
 """Sums of products of bytes in int32 lanes: one step takes four input channels.
 
-A step broadcasts four neighbouring unsigned bytes of the input and multiplies them with four weights in
-each lane. Nothing saturates: `vpdpbusd` where there is VNNI, `vpmaddwd` on int16 on other x86
-processors (weights are stored as int16 there), plain arithmetic elsewhere.
+A step broadcasts four neighbouring bytes of the input and multiplies them with four weights in each lane.
+Nothing saturates. x86 takes the bytes as unsigned: `vpdpbusd` where there is VNNI, else `vpmaddwd` on int16
+(weights are stored as int16 there). AArch64 takes them as signed: `sdot` by element where there is the
+dot product, else `smlal` by element on int16. Plain arithmetic on unsigned bytes elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,9 @@ _BITS = {16: "512", 8: "256", 4: "128"}
 
 
 def scheme(isa: Isa) -> str:
-    """How a step is computed: "vnni", "madd" or "wide"."""
+    """How a step is computed: "vnni", "madd", "sdot", "smlal" or "wide"."""
+    if is_arm(isa):
+        return "sdot" if isa.has("dotprod") else "smlal"
     if not is_x86(isa):
         return "wide"
     narrow = isa.has("avxvnni") or (isa.has("avx512vnni") and isa.has("avx512vl"))
@@ -36,22 +40,39 @@ def is_x86(isa: Isa) -> bool:
     return isa.triple.partition("-")[0] in ("x86_64", "amd64")
 
 
+def is_arm(isa: Isa) -> bool:
+    """Whether the intrinsics of AArch64 exist."""
+    return isa.triple.partition("-")[0] in ("aarch64", "arm64")
+
+
 def weight_dtype(isa: Isa) -> str:
     """The type of packed weights."""
-    return "int8" if scheme(isa) == "vnni" else "int16"
+    return "int8" if scheme(isa) in ("vnni", "sdot") else "int16"
+
+
+def flips(isa: Isa, dtype: str) -> bool:
+    """Whether bytes of `dtype` become the other kind, by 128 or -128, before a step takes them."""
+    return dtype == ("uint8" if is_arm(isa) else "int8")
+
+
+def shift_of(isa: Isa, dtype: str, zero_point: int) -> int:
+    """The zero point of bytes of `dtype` as a step takes them."""
+    if not flips(isa, dtype):
+        return zero_point
+    return zero_point + (128 if dtype == "int8" else -128)
 
 
 def arrange(quads: npt.NDArray[Any], isa: Isa) -> npt.NDArray[Any]:
     """Weights [..., lane, 4] as a step reads them, flat.
 
-    "vnni": as they are. "madd": even channels of all lanes as pairs, then odd ones. "wide": channel
-    by channel.
+    "vnni", "sdot": as they are. "madd": even channels of all lanes as pairs, then odd ones. "smlal",
+    "wide": channel by channel.
     """
     kind = scheme(isa)
     if kind == "madd":
         pairs = quads.reshape(*quads.shape[:-1], 2, 2)  # [..., lane, (0 1 | 2 3)]
         moved = np.moveaxis(np.swapaxes(pairs, -1, -2), -2, -3)  # [..., parity, lane, 2]
-    elif kind == "wide":
+    elif kind in ("smlal", "wide"):
         moved = np.moveaxis(quads, -1, -2)
     else:
         moved = quads
@@ -84,11 +105,8 @@ def fence(value: Expr, dtype: str) -> Expr:
     return call(dtype, "llvm.arithmetic.fence", value)
 
 
-def quad(x: Any, at: Expr, count: int = QUAD, *, signed: bool = False) -> Expr:
-    """Four unsigned bytes from element `at` of `x` in an int32, zeros past `count`.
-
-    `signed`: x holds int8, which is shifted to unsigned by 128.
-    """
+def quad(x: Any, at: Expr, count: int = QUAD, *, flip: bool = False) -> Expr:
+    """Four bytes from element `at` of `x` in an int32, zeros past `count`; `flip` as of `flips`."""
     if count == QUAD:
         word = tirx.reinterpret("int32", read(x, at, QUAD))
     else:
@@ -96,15 +114,52 @@ def quad(x: Any, at: Expr, count: int = QUAD, *, signed: bool = False) -> Expr:
         for i in range(count):
             byte = tirx.reinterpret("uint8", tirx.BufferLoad(x, [at + i]))
             word = word | (tirx.Cast("int32", byte) << tirx.const(8 * i, "int32"))
-    return word ^ tirx.const(_FLIP, "int32") if signed else word
+    if not flip:
+        return word
+    return word ^ tirx.const(_FLIP if count == QUAD else 0x808080 >> 8 * (3 - count), "int32")
+
+
+def quads_of_row(
+    x: Any, at: Expr, offsets: Sequence[int], *, flip: bool = False
+) -> dict[int, Expr] | None:
+    """offset -> the four bytes that far behind element `at`, as vectors of four equal int32.
+
+    Read as vectors of 16 bytes that stay between the first and the last quad: AArch64 multiplies by an
+    element of a vector. None where they span less than a vector, or lie far apart.
+    """
+    first, end, size = offsets[0], offsets[-1] + QUAD, 4 * QUAD
+    if end - first < size or any((o - first) % QUAD for o in offsets):
+        return None
+    found: dict[int, Expr] = {}
+    left = list(offsets)
+    while left:
+        start = min(left[0], end - size)
+        vector = read(x, at + start, size)
+        if flip:
+            vector = tirx.reinterpret(f"int8x{size}", vector) ^ tirx.const(-128, f"int8x{size}")
+        words = tirx.reinterpret("int32x4", vector)
+        taken = [o for o in left if o < start + size]
+        for o in taken:
+            lane = tirx.const((o - start) // QUAD, "int32")
+            found[o] = tirx.Shuffle([words], [lane] * 4)
+        left = left[len(taken) :]
+        if len(taken) == 1 and left:
+            return None
+    return found
 
 
 def dot(isa: Isa, total: Expr, word: Expr, w: Any, at: Expr) -> Expr:
     """`total` (int32 lanes) plus the step of the input `word` and the weights at element `at` of `w`."""
     lanes = isa.lanes
-    if scheme(isa) == "vnni":
-        spread = tirx.reinterpret(f"int8x{4 * lanes}", tirx.Broadcast(word, lanes))
+    if scheme(isa) in ("vnni", "sdot"):
+        spread = tirx.reinterpret(f"int8x{4 * lanes}", every_lane(isa, word))
         return dp(isa, total, spread, read(w, at, 4 * lanes))
+    if scheme(isa) == "smlal":
+        wide = tirx.Cast("int16x16", tirx.reinterpret("int8x16", every_lane(isa, word)))
+        for i in range(QUAD):
+            channel = tirx.Shuffle([wide], [tirx.const(i, "int32")] * lanes)
+            total = smlal(total, channel, read(w, at + i * lanes, lanes))
+        return total
     if scheme(isa) == "madd":
         spread = tirx.reinterpret(f"int16x{2 * lanes}", tirx.Broadcast(word, lanes))
         return madd(isa, total, spread, read(w, at, 2 * lanes), read(w, at + 2 * lanes, 2 * lanes))
@@ -118,19 +173,34 @@ def dot(isa: Isa, total: Expr, word: Expr, w: Any, at: Expr) -> Expr:
 def add_bytes(isa: Isa, total: Expr, word: Expr) -> Expr:
     """`total` plus the four bytes of `word`, in every lane."""
     lanes = isa.lanes
-    if scheme(isa) == "vnni":
+    if scheme(isa) in ("vnni", "sdot"):
         kind = f"int8x{4 * lanes}"
-        return dp(
-            isa, total, tirx.reinterpret(kind, tirx.Broadcast(word, lanes)), tirx.const(1, kind)
-        )
+        return dp(isa, total, tirx.reinterpret(kind, every_lane(isa, word)), tirx.const(1, kind))
+    if scheme(isa) == "smlal":
+        four = tirx.Cast("int32x4", tirx.reinterpret("int8x4", word))
+        for i in range(QUAD):
+            total = total + tirx.Shuffle([four], [tirx.const(i, "int32")] * lanes)
+        return total
     for i in range(QUAD):
         byte = (word >> tirx.const(8 * i, "int32")) & tirx.const(255, "int32")
         total = total + tirx.Broadcast(byte, lanes)
     return total
 
 
+def every_lane(isa: Isa, word: Expr) -> Expr:
+    """An int32 in every lane; what is a vector already stays as it is."""
+    return word if isinstance(word, tirx.Shuffle) else tirx.Broadcast(word, isa.lanes)
+
+
+def smlal(total: Expr, x: Expr, w: Expr) -> Expr:
+    """total + x * w: int32 lanes, int16 factors."""
+    return total + call("int32x4", "llvm.aarch64.neon.smull.v4i32", w, x)
+
+
 def dp(isa: Isa, total: Expr, x: Expr, w: Expr) -> Expr:
-    """vpdpbusd: unsigned bytes times signed bytes."""
+    """vpdpbusd: unsigned bytes times signed bytes; sdot: signed ones, those of `x` by element."""
+    if is_arm(isa):
+        return call("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", total, w, x)
     return call(f"int32x{isa.lanes}", f"llvm.x86.avx512.vpdpbusd.{_BITS[isa.lanes]}", total, x, w)
 
 

@@ -16,7 +16,18 @@ from effc.backends.tvm.kernels.direct_emission import Context, Emission
 from effc.backends.tvm.kernels.epilogue import Epilogue
 from effc.backends.tvm.kernels.int8_bias import borders_of, tile_rows
 from effc.backends.tvm.kernels.int8_direct import Integer, IntegerConv
-from effc.backends.tvm.kernels.int8_dot import QUAD, dot, quad, read, weight_dtype, write
+from effc.backends.tvm.kernels.int8_dot import (
+    QUAD,
+    dot,
+    flips,
+    is_arm,
+    quad,
+    quads_of_row,
+    read,
+    shift_of,
+    weight_dtype,
+    write,
+)
 from effc.backends.tvm.kernels.int8_store import IntegerStore, Item, Requantize, with_residual
 from effc.backends.tvm.kernels.loops import int32
 from effc.backends.tvm.layout import TensorType
@@ -44,14 +55,14 @@ class IntegerEmission(Emission):
     zero_point: int = field(kw_only=True)  # of the input
 
     @property
-    def signed(self) -> bool:
-        """Whether the input is int8."""
-        return self.direct.source.tensor.dtype == "int8"
+    def flip(self) -> bool:
+        """Whether bytes of the input are turned into the kind that a step takes."""
+        return flips(self.direct.isa, self.direct.source.tensor.dtype)
 
     @property
     def shift(self) -> int:
-        """The zero point of the input as unsigned bytes."""
-        return self.zero_point + 128 * self.signed
+        """The zero point of the input as a step takes it."""
+        return shift_of(self.direct.isa, self.direct.source.tensor.dtype, self.zero_point)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,16 +210,28 @@ class IntegerEmission(Emission):
     ) -> list[Stmt]:
         stmts = []
         u, isa = ctx.run.width, self.direct.isa
+        words = self._words(x, pixel_stride, valid) if count == QUAD else {}
         for i, inside in enumerate(valid):
             if not inside:
                 continue
-            word = quad(self.x, x + i * pixel_stride, count, signed=self.signed)
+            word = words.get(i)
+            if word is None:
+                word = quad(self.x, x + i * pixel_stride, count, flip=self.flip)
             for j in range(u):
                 at = (i * u + j) * self.lanes
                 total = read(self.acc, at, self.lanes)
                 total = dot(isa, total, word, self.w, w + j * (QUAD * self.lanes))
                 stmts.append(write(self.acc, total, at, self.lanes))
         return stmts
+
+    def _words(self, x: Expr, pixel_stride: int, valid: tuple[bool, ...]) -> dict[int, Expr]:
+        """The pixels that are read as parts of vectors."""
+        pixels = [i for i, inside in enumerate(valid) if inside]
+        if not is_arm(self.direct.isa) or pixel_stride > 2 * QUAD:
+            return {}
+        offsets = [i * pixel_stride for i in pixels]
+        found = quads_of_row(self.x, x, offsets, flip=self.flip) or {}
+        return {i: found[i * pixel_stride] for i in pixels if found}
 
     def _final(self, ctx: Context) -> list[Stmt]:
         d, u, width = self.direct, ctx.run.width, ctx.tile.width

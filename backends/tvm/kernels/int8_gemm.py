@@ -16,6 +16,7 @@ from effc.backends.tvm.kernels.choice import Blocking
 from effc.backends.tvm.kernels.epilogue import IDENTITY, Epilogue
 from effc.backends.tvm.kernels.int8_bias import pad_channels
 from effc.backends.tvm.kernels.int8_direct import IntegerProduct
+from effc.backends.tvm.kernels.int8_dot import shift_of
 from effc.backends.tvm.kernels.int8_emission import integer_kernel
 from effc.backends.tvm.kernels.int8_store import Requantize
 from effc.backends.tvm.layout import TensorType
@@ -34,10 +35,9 @@ class IntGemmSpec:
     how: Requantize
     blocking: Blocking | None = None  # None: the rule's
 
-    @property
-    def shift(self) -> int:
-        """The zero point of `a` as unsigned bytes."""
-        return self.zero_point + 128 * (self.a.dtype == "int8")
+    def shift(self, isa: Isa) -> int:
+        """The zero point of the input as a step takes it."""
+        return shift_of(isa, self.a.dtype, self.zero_point)
 
 
 def int_product_of(spec: IntGemmSpec, isa: Isa) -> IntegerProduct:
@@ -72,7 +72,7 @@ def pack_int_gemm(
     """The constants of `int_gemm`: B [K, N] int8, bias int32 [N], multipliers [N] or [1]."""
     product = int_product_of(spec, isa)
     columns = weight.shape[1]
-    table = bias.astype(np.int64) - spec.shift * weight.astype(np.int64).sum(axis=0)
+    table = bias.astype(np.int64) - spec.shift(isa) * weight.astype(np.int64).sum(axis=0)
     packed = product.pack(np.ascontiguousarray(weight.T)[:, :, None])
     multipliers = np.broadcast_to(m.astype(np.float32).reshape(-1), (columns,))
     return (

@@ -30,6 +30,7 @@ from effc.backends.tvm.kernels.int8_dot import (
     dot,
     quad,
     read,
+    shift_of,
     weight_dtype,
     write,
 )
@@ -56,10 +57,9 @@ class IntMatmulSpec:
     b_zero_point: int
     how: Requantize
 
-    @property
-    def a_shift(self) -> int:
-        """The zero point of `a` as unsigned bytes."""
-        return self.a_zero_point + 128 * (self.a.dtype == "int8")
+    def a_shift(self, isa: Isa) -> int:
+        """The zero point of `a` as a step takes it."""
+        return shift_of(isa, self.a.dtype, self.a_zero_point)
 
     @property
     def b_shift(self) -> int:
@@ -114,7 +114,7 @@ def int_matmul(spec: IntMatmulSpec, name: str, isa: Isa, epilogue: Epilogue = ID
 def pack_int_matmul(spec: IntMatmulSpec, isa: Isa, bias: Array, m: Array) -> tuple[Array, ...]:
     """The constants: bias int32 [N], multipliers [N] or [1]."""
     columns, channels = spec.out.shape[-1], -(-spec.out.shape[-1] // isa.lanes) * isa.lanes
-    constant = spec.a.shape[-1] * spec.a_shift * spec.b_shift
+    constant = spec.a.shape[-1] * spec.a_shift(isa) * spec.b_shift
     biases = (bias.astype(np.int64) + constant).astype(np.int32)
     multipliers = np.broadcast_to(m.astype(np.float32).reshape(-1), (columns,))
     return pad_channels(biases[None], channels), pad_channels(multipliers[None], channels)
@@ -256,7 +256,7 @@ class MatmulEmission(IntegerEmission):
             return stmts
         lanes = self.lanes
         for i in range(ctx.tile.width):
-            word = quad(self.x, x + i * pixel_stride, count, signed=self.signed)
+            word = quad(self.x, x + i * pixel_stride, count, flip=self.flip)
             total = add_bytes(self.direct.isa, read(self.sums, i * lanes, lanes), word)
             stmts.append(write(self.sums, total, i * lanes, lanes))
         return stmts

@@ -14,7 +14,7 @@ from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.axes import Axis, Tile, tile_axis
 from effc.backends.tvm.kernels.conv import ConvSpec, conv_axes
 from effc.backends.tvm.kernels.depthwise import VARIANTS, widest_tile
-from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, scheme
+from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, is_arm, scheme
 
 Array = npt.NDArray[Any]
 EXACT = (1 << 24) // (255 * 128)  # taps whose sum float32 holds
@@ -86,10 +86,13 @@ class DepthwisePlan:
     tiles: tuple[Tile, ...]
     patterns: tuple[Pattern, ...] | None
     dynamic: bool
+    words: bool  # whether taps are multiplied as int16
 
     @property
     def tap_dtype(self) -> str:
-        """The type in which taps are added up one by one."""
+        """The type of taps that are multiplied one by one."""
+        if self.words:
+            return "int16"
         return "float32" if math.prod(len(a.taps) for a in self.axes) <= EXACT else "int32"
 
     @property
@@ -104,17 +107,17 @@ def depthwise_plan(spec: ConvSpec, isa: Isa) -> DepthwisePlan:
     axes = conv_axes(spec)
     inner = axes[-1]
     own = spec.blocking.tile if spec.blocking else None
-    if scheme(isa) == "vnni":
+    if scheme(isa) in ("vnni", "sdot"):
         tiles = tile_axis(inner, own or isa.registers - 6)
         covers = [cover(inner, t) for t in tiles]
         if len(tiles) <= VARIANTS and all(c is not None for c in covers):
             every = {p for c in covers for q in c or () for _, p in q.uses}
-            return DepthwisePlan(axes, tiles, tuple(sorted(every)), False)
+            return DepthwisePlan(axes, tiles, tuple(sorted(every)), False, is_arm(isa))
     tiles = tile_axis(inner, own or widest_tile(isa, inner))
     dynamic = len(tiles) > VARIANTS
     if dynamic:
         tiles = (Tile(0, 1, inner.count, ((True,),) * len(inner.taps)),)
-    return DepthwisePlan(axes, tiles, None, dynamic)
+    return DepthwisePlan(axes, tiles, None, dynamic, is_arm(isa))
 
 
 def pack_int_depthwise(spec: ConvSpec, isa: Isa, weight: Array) -> Array:

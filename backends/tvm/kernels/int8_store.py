@@ -15,7 +15,7 @@ from tvm import tirx
 from effc.backends.tvm import tir
 from effc.backends.tvm.isa import Isa
 from effc.backends.tvm.kernels.epilogue import Epilogue
-from effc.backends.tvm.kernels.int8_dot import call, fence, is_x86, read, write
+from effc.backends.tvm.kernels.int8_dot import call, fence, is_arm, is_x86, read, write
 from effc.backends.tvm.kernels.store import Store
 from effc.backends.tvm.layout import TensorType
 from effc.backends.tvm.ops.contract import Lazy
@@ -83,8 +83,10 @@ def real(isa: Isa, how: Requantize, acc: Expr, m: Expr, z: Expr | None) -> Expr:
 def rounded(isa: Isa, how: Requantize, value: Expr) -> Expr:
     """rne(min(value, high - zero_point)) as int32 lanes; what lies below int32 gives its least value."""
     lanes = isa.lanes
-    value = tirx.min(value, tirx.const(float(how.high - how.zero_point), f"float32x{lanes}"))
     integers = f"int32x{lanes}"
+    if is_arm(isa):  # saturates; `clamped` and `pack` apply both bounds
+        return call(integers, "llvm.aarch64.neon.fcvtns.v4i32.v4f32", value)
+    value = tirx.min(value, tirx.const(float(how.high - how.zero_point), f"float32x{lanes}"))
     if not is_x86(isa):
         low = tirx.const(float(how.low - how.zero_point), f"float32x{lanes}")
         return tirx.Cast(integers, tirx.nearbyint(tirx.max(value, low)))
@@ -105,6 +107,8 @@ def clamped(isa: Isa, how: Requantize, value: Expr) -> Expr:
     """What `rounded` gives, with the zero point and inside [low, high], in int32 lanes."""
     integers = f"int32x{isa.lanes}"
     bottom = tirx.const(how.low - how.zero_point, integers)
+    if is_arm(isa):
+        value = tirx.min(value, tirx.const(how.high - how.zero_point, integers))
     return tirx.max(value, bottom) + tirx.const(how.zero_point, integers)
 
 
@@ -114,6 +118,8 @@ def pack(isa: Isa, how: Requantize, vectors: Sequence[Expr], valid: int) -> Expr
     Lanes from `valid` on are zeros in each.
     """
     lanes, count = isa.lanes, len(vectors)
+    if is_arm(isa):
+        return _narrowed(how, vectors, valid)
     a, b = vectors[0], vectors[1 % count]
     pairs = [_words(isa, how, a, b)]
     if count == 4:
@@ -139,6 +145,39 @@ def pack(isa: Isa, how: Requantize, vectors: Sequence[Expr], valid: int) -> Expr
         sources.append(tirx.const(0, bytes_))
     if len(order) == 4 * lanes == 16 and valid == lanes:
         return packed
+    return tirx.Shuffle(sources, [tirx.const(i, "int32") for i in order])
+
+
+def _narrowed(how: Requantize, vectors: Sequence[Expr], valid: int) -> Expr:
+    """`pack` on AArch64: sqxtn twice, with the zero point added in between."""
+    halves = [call("int16x4", "llvm.aarch64.neon.sqxtn.v4i16.v4i32", v) for v in vectors]
+    if len(halves) == 1:
+        halves = halves * 2
+    name = "sqxtn" if how.dtype == "int8" else "sqxtun"
+    parts = []
+    for i in range(0, len(halves), 2):
+        words = tirx.Shuffle(halves[i : i + 2], [tirx.const(k, "int32") for k in range(8)])
+        if how.zero_point:
+            added = tirx.const(how.zero_point, "int16x8")
+            words = call("int16x8", "llvm.sadd.sat", words, added)
+        narrow = call("int8x8", f"llvm.aarch64.neon.{name}.v8i8.v8i16", words)
+        parts.append(narrow)
+    elements = 4 * len(vectors)
+    if len(parts) == 2:
+        packed = tirx.Shuffle(parts, [tirx.const(k, "int32") for k in range(16)])
+    else:
+        packed = parts[0]
+    width = 8 * len(parts)
+    packed = tirx.reinterpret(f"{how.dtype}x{width}", packed)
+    type_low, type_high = (0, 255) if how.dtype == "uint8" else (-128, 127)
+    if how.low > type_low:
+        packed = tirx.max(packed, tirx.const(how.low, f"{how.dtype}x{width}"))
+    if how.high < type_high:
+        packed = tirx.min(packed, tirx.const(how.high, f"{how.dtype}x{width}"))
+    if valid == 4 and elements == width:
+        return packed
+    order = [i if i % 4 < valid else width for i in range(elements)]
+    sources = [packed, tirx.const(0, f"{how.dtype}x{width}")] if valid < 4 else [packed]
     return tirx.Shuffle(sources, [tirx.const(i, "int32") for i in order])
 
 
@@ -242,7 +281,7 @@ def store_neighbours(
     Lanes from `valid` on become zeros.
     """
     lanes = isa.lanes
-    if how.is_float or not is_x86(isa):
+    if how.is_float or not (is_x86(isa) or is_arm(isa)):
         stmts = []
         for value, at in vectors:
             if not how.is_float:
