@@ -15,7 +15,8 @@ def is_gpu(profile: HardwareProfile) -> bool:
 
 
 def gpu_of(profile: HardwareProfile) -> Isa:
-    """The GPU of `profile`. `lanes` is the channel block, `registers` those of a thread.
+    """The GPU of `profile`. `lanes` is the channel block, `registers` those of a thread,
+    `triple` that of the processor beside it, which runs the launcher.
 
     The block is four channels; `lower` widens it to 16 bytes of the narrowest numbers in the model.
     """
@@ -26,7 +27,7 @@ def gpu_of(profile: HardwareProfile) -> Isa:
             hint="these kernels need Turing (SM75) or a later GPU",
         )
     l2 = next((int(m.bytes.value) for m in profile.memories if m.name == "L2"), 4 << 20)
-    return Isa(f"sm_{text}", 4, 255, "nvptx64-nvidia-cuda", f"sm_{text}", l1=128 << 10, l2=l2)
+    return Isa(f"sm_{text}", 4, 255, profile.triple, "", l1=128 << 10, l2=l2)
 
 
 def scalar() -> Isa:

@@ -50,7 +50,7 @@ def write_library(program: Program, out: Path) -> Mapping[str, Path]:
         folder = Path(name)
         write_sources(program, constants, made.image, folder)
         coded = ["decode.c"] if constants.coded else []
-        link(folder, ["model.c", "launcher.c", *coded, "-ldl"], LIBRARY)
+        link(folder, ["model.c", "launcher.c", *coded, "-ldl"], LIBRARY, program.isa.triple)
         shutil.copyfile(folder / LIBRARY, out / LIBRARY)
     shutil.copyfile(CPU_RUNTIME / HEADER, out / HEADER)
     shutil.copyfile(RUNTIME / CUDA_HEADER, out / CUDA_HEADER)

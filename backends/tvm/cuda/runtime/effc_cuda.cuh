@@ -107,9 +107,9 @@ template <class T>
 static __device__ __forceinline__ T effc_abs(T x) { return x < T(0) ? -x : x; }
 /* as TIR's: the second where one is no number */
 template <class T, class U>
-static __device__ __forceinline__ auto effc_min(T a, U b) -> decltype(a < b ? a : b) { return a < b ? a : b; }
+static __device__ __forceinline__ auto effc_min(T a, U b) -> decltype(a + b) { return a < b ? a : b; }
 template <class T, class U>
-static __device__ __forceinline__ auto effc_max(T a, U b) -> decltype(a > b ? a : b) { return a > b ? a : b; }
+static __device__ __forceinline__ auto effc_max(T a, U b) -> decltype(a + b) { return a > b ? a : b; }
 /* rounded down, for any sign */
 template <class T, class U>
 static __device__ __forceinline__ auto effc_floor_mod(T a, U b) -> decltype(a % b) {

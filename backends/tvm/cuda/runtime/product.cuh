@@ -173,6 +173,7 @@ static __device__ __forceinline__ void effc_product(const K &k) {
       __syncthreads();
     }
   }
+  __syncwarp();
   warp.store(k, m0, n0);
 }
 
