@@ -33,9 +33,15 @@ SYSTEM_TOOLS = (
         "builds firmware for Cortex-M",
     ),
     SystemTool("qemu-system-arm", ("qemu-system-arm",), "runs firmware for Cortex-M"),
-    SystemTool("riscv64-unknown-elf-gcc", ("gcc-riscv64-unknown-elf",), "builds firmware for RISC-V"),
+    SystemTool(
+        "riscv64-unknown-elf-gcc", ("gcc-riscv64-unknown-elf",), "builds firmware for RISC-V"
+    ),
     SystemTool("qemu-system-riscv32", ("qemu-system-misc",), "runs firmware for RISC-V"),
+    SystemTool("ssh", ("openssh-client",), "takes bundles to their device"),
+    SystemTool("sshd", ("openssh-server",), "plays that device in the tests"),
 )
+# and where Debian puts daemons, which a user's PATH leaves out
+PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
 
 def main(arguments: list[str]) -> int:
@@ -94,7 +100,7 @@ def run(command: list[str], *, capture: bool = False) -> subprocess.CompletedPro
 
 def install_tools(tools: Iterable[SystemTool]) -> None:
     """Install the Debian packages of the missing tools where that is allowed, else say what is missing."""
-    missing = [tool for tool in tools if shutil.which(tool.command) is None]
+    missing = [tool for tool in tools if shutil.which(tool.command, path=PLACES) is None]
     if not missing:
         return
     packages = sorted({p for tool in missing for p in tool.packages})

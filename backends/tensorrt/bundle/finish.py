@@ -28,6 +28,7 @@ from effc.core.measure import Measurement
 from effc.core.ssh import Address, Connection
 
 SCRIPT = "build_on_device.py"
+ARGUMENTS = ("--seconds", "3")  # for each engine's times
 _WRONG_ANSWERS = 1  # exit status of the script
 
 
@@ -36,7 +37,9 @@ def finish(artifact: Artifact) -> Artifact:
     python = _python()
     if python or find_trtexec():
         done = subprocess.run(
-            [python or sys.executable, str(artifact.path / SCRIPT)], capture_output=True, text=True
+            [python or sys.executable, str(artifact.path / SCRIPT), *ARGUMENTS],
+            capture_output=True,
+            text=True,
         )
         _check(done, "this machine")
     elif not (artifact.path / store.REPORT).is_file():
@@ -60,7 +63,7 @@ def finish_on(artifact: Artifact, address: str, config: Path | None = None) -> A
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.path / name, place)
         connection.send(sent, folder)
-        done = connection.run(["python3", f"{folder}/bundle/{SCRIPT}"])
+        done = connection.run(["python3", f"{folder}/bundle/{SCRIPT}", *ARGUMENTS])
         if done.returncode == 127:
             raise DeviceError(
                 f"python3 is not found on {connection.address}", hint="sudo apt install python3"

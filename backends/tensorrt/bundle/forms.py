@@ -72,6 +72,11 @@ def weights_in_pairs(model: ir.Model) -> int:
         old = node.inputs[0]
         reals = params.dequantize(stored).astype(np.float32)
         value = add_const(model.graph, f"{old.name}/reals", reals)
+        if len(node.inputs) < 3 or node.inputs[2] is None:
+            # without it Q makes uint8
+            zero = add_const(model.graph, f"{old.name}/zero", params.zero_point)
+            node.resize_inputs(3)
+            node.replace_input_with(2, zero)
         attributes = {"axis": attr(node, "axis", 1)} if not params.per_tensor else {}
         q = ir.node(
             "QuantizeLinear", [value, *node.inputs[1:]], attributes, name=f"{node.name}/pair"

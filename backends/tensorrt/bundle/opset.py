@@ -97,6 +97,8 @@ def _reduce(node: ir.Node, opset: int) -> None:
     node.attributes.pop("noop_with_empty_axes", None)
     if listed is not None and listed.size:
         node.attributes["axes"] = ir.AttrInt64s("axes", [int(a) for a in listed.ravel()])
+    elif empty and node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"):
+        raise Refusal("it reduces no axis")  # the function around the sum is left, on every element
     elif empty:
         _put(node, [("Identity", [node.inputs[0]], {})])
         return

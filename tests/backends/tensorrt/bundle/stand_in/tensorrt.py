@@ -1,6 +1,6 @@
 """A stand-in for TensorRT's Python module: onnxruntime behind the names that the build script uses.
 
-It is no TensorRT and proves nothing about one: tests of copying, processes and reports run the script with it.
+It is no TensorRT and proves nothing about one: tests of copying, processes and reports run with it.
 EFFC_STAND_IN_TENSORRT says which version it plays, EFFC_STAND_IN_FAILS what goes wrong: `memory` (the builder
 gives up), `killed` (the kernel ends the process), `answers` (an engine that answers wrong).
 """
@@ -12,7 +12,6 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 __version__ = os.environ.get("EFFC_STAND_IN_TENSORRT", "10.3.0")
 MAJOR = int(__version__.split(".")[0])
@@ -113,6 +112,8 @@ class Runtime:
 
 class Engine:
     def __init__(self, data):
+        import onnxruntime  # here only: most processes load no engine
+
         self.session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
         self.inputs = {v.name: v for v in self.session.get_inputs()}
         self.all = {**self.inputs, **{v.name: v for v in self.session.get_outputs()}}
