@@ -5,7 +5,8 @@
     python tools/bench_tensorrt.py --models resnet18,vit_tiny_patch16_224
 
 For every model: whether an engine builds for each target, the seconds that one build takes (a process, the
-parser, the builder; not effc's passes), and those of the processor, which other work does not lengthen; the layers of the engine, and the SQNR in dB of the fp16 ONNX model
+parser, the builder; not effc's passes) and in brackets those of the processor, which hardly depend on what
+else the machine does; the layers of the engine, and the SQNR in dB of the fp16 ONNX model
 in onnxruntime against the untouched one, which the pass promises to be at least 15. timm's weights are
 random, and none is degenerate.
 """

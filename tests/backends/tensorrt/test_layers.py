@@ -6,25 +6,30 @@ import pytest
 
 from effc.backends.tensorrt.layers import nodes_of, read_layers
 
-# a layer of squeezenet1.1 in float32, as TensorRT for RTX 1.7.1.116 printed it, shortened
-LOG = """Layers:
-Name: conv5_myl0_14, LayerType: correlation, Inputs: [ { Name: a[0], Dimensions: [1,16,55,55], Strides: \
-[48400,1,880,16], StrideOrder: [3,0,2,1], Datatype: Half, Format: (NHWC) Channel major format }], Constants: \
-[ { Name: w, Dimensions: [64,16,1,1], Strides: [16,1,16,16], StrideOrder: [3,0,2,1], Datatype: Half, Format: \
-(NHWC) Channel major format }, { Name: one, Dimensions: [1], Strides: [1], StrideOrder: [0], Datatype: Float, \
-Format: (Linear) Row major linear format }], Outputs: [ { Name: b, Dimensions: [1,64,55,55], Strides: \
-[387200,1,7040,128], StrideOrder: [3,0,2,1], Datatype: Float, Format: (NHWC) Channel major format }], \
-TacticName: __myelin_CASK_STUB, StreamId: 1, Metadata: [ONNX Layer: conv5][ONNX Layer: relu_32, sic]
-Name: __mye1780_myl0_15, LayerType: signal, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, \
-EventId: 4, Metadata: 
-Name: __myl_Move_myl0_0, LayerType: kgen, Inputs: [ { Name: b, Dimensions: [], Strides: [], StrideOrder: [], \
-Datatype: Float, Format: (Linear) Row major linear format }], Constants: [], Outputs: [ { Name: y, Dimensions: \
-[-1,7], Strides: [7,1], StrideOrder: [1,0], Datatype: Int64, Format: (Linear) Row major linear format }], \
-TacticName: __myl_Move_0x73, StreamId: 0, Metadata: 
-
-I/O Tensors:
- Name: input, IOMode: Input, DataType: Float
-"""
+# layers of squeezenet1.1 as TensorRT for RTX 1.7.1.116 printed them, some texts shortened
+NHWC, LINEAR = "Format: (NHWC) Channel major format", "Format: (Linear) Row major linear format"
+LOG = "\n".join([
+    "Layers:",
+    "Name: conv5_myl0_14, LayerType: correlation,"
+    " Inputs: [ { Name: a[0], Dimensions: [1,16,55,55], Strides: [48400,1,880,16],"
+    f" StrideOrder: [3,0,2,1], Datatype: Half, {NHWC} }}],"
+    " Constants: [ { Name: w, Dimensions: [64,16,1,1], Strides: [16,1,16,16], StrideOrder: [3,0,2,1],"
+    f" Datatype: Half, {NHWC} }}, {{ Name: one, Dimensions: [1], Strides: [1], StrideOrder: [0],"
+    f" Datatype: Float, {LINEAR} }}],"
+    " Outputs: [ { Name: b, Dimensions: [1,64,55,55], Strides: [387200,1,7040,128],"
+    f" StrideOrder: [3,0,2,1], Datatype: Float, {NHWC} }}],"
+    " TacticName: __myelin_CASK_STUB, StreamId: 1,"
+    " Metadata: [ONNX Layer: conv5][ONNX Layer: relu_32, sic]",
+    "Name: __mye1780_myl0_15, LayerType: signal, Inputs: [], Constants: [], Outputs: [],"
+    " TacticName: , StreamId: 1, EventId: 4, Metadata: ",
+    "Name: __myl_Move_myl0_0, LayerType: kgen,"
+    f" Inputs: [ {{ Name: b, Dimensions: [], Strides: [], StrideOrder: [], Datatype: Float, {LINEAR} }}],"
+    " Constants: [], Outputs: [ { Name: y, Dimensions: [-1,7], Strides: [7,1], StrideOrder: [1,0],"
+    f" Datatype: Int64, {LINEAR} }}], TacticName: __myl_Move_0x73, StreamId: 0, Metadata: ",
+    "",
+    "I/O Tensors:",
+    " Name: input, IOMode: Input, DataType: Float",
+])  # fmt: skip
 
 
 def test_a_line_is_a_layer() -> None:
