@@ -26,14 +26,11 @@ from effc.core.verify import judge  # noqa: E402
 from effc.sources import load  # noqa: E402
 
 Card = Callable[..., Target]
-TIMM = (
-    "test_resnet",
-    "test_efficientnet",
-    "test_convnext",
-    "test_vit",
-    "test_nfnet",
-    "test_byobnet",
-)
+SLOW = pytest.mark.slow  # torch exports them for longer than everything else takes
+TIMM = [
+    "test_efficientnet", "test_vit",
+    *(pytest.param(n, marks=SLOW) for n in ("test_resnet", "test_convnext", "test_nfnet", "test_byobnet")),
+]  # fmt: skip
 
 
 def holds(source: str, card: Card, folder: Path) -> None:
