@@ -8,10 +8,10 @@ import onnx_ir as ir
 from effc.backends.tvm.mcu.lowering import Lowering
 from effc.backends.tvm.mcu.ops.depthwise_dsp import PairedRows
 from effc.backends.tvm.mcu.ops.geometry import Windows
-from effc.backends.tvm.mcu.ops.requantization import Channels
+from effc.backends.tvm.mcu.ops.requantization import Channels, bounds
 from effc.backends.tvm.mcu.program import Constant, Scratch, Tensor
+from effc.backends.tvm.mcu.templates import template
 from effc.core.ir import Array, attr
-
 
 _MOST_TAPS = 49  # unrolled: larger windows go through loops
 
@@ -38,7 +38,7 @@ def depthwise(
         "PLANE": rows * row,
         "COPY_H": min(windows.in_h, rows - windows.pad_top),
         "COPY_W": min(windows.in_w, row - windows.pad_left),
-        **channels.numbers(node),
+        **bounds(node),
     }
     paired = (
         low.core.dsp
@@ -51,7 +51,9 @@ def depthwise(
         _paired(low, node, x, y, windows, taps, channels, numbers)
         return
     weights = low.constant(f"{node.name} w", np.ascontiguousarray(taps[..., 0]))
-    kernel = low.kernels.make("depthwise", f"depthwise_{windows.text}x{multiplier}", numbers)
+    text = channels.expand(template("depthwise.c"))
+    name = f"depthwise_{windows.text}x{multiplier}"
+    kernel = low.kernels.made(text, name, numbers, channels.words)
     low.call(
         kernel,
         (x, weights, *channels.arguments(low, node), Scratch(numbers["PLANE"]), y.name),
@@ -81,8 +83,9 @@ def _paired(
     plane = (rows - 1) * numbers["ROW"] + max(numbers["ROW"], last)
     numbers = {**numbers, "PLANE": plane, "WORDS": len(inner.halves)}
     del numbers["MULTIPLIER"], numbers["DILATION_H"], numbers["DILATION_W"]
-    words = {"WEIGHTS": inner.declarations, "PRODUCTS": inner.text}
-    kernel = low.kernels.make("depthwise_dsp", f"depthwise_{windows.text}", numbers, words)
+    words = {"WEIGHTS": inner.declarations, "PRODUCTS": inner.text, **channels.words}
+    text = channels.expand(template("depthwise_dsp.c"))
+    kernel = low.kernels.made(text, f"depthwise_{windows.text}", numbers, words)
     weights = low.constant(f"{node.name} w", inner.packed(taps[..., 0]))
     low.call(
         kernel,

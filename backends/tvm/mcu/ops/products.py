@@ -11,7 +11,7 @@ from effc.backends.tvm.mcu.layouts import channels_last, row_major
 from effc.backends.tvm.mcu.lowering import Lowering, Refusal, static
 from effc.backends.tvm.mcu.ops.depthwise import depthwise
 from effc.backends.tvm.mcu.ops.geometry import Windows
-from effc.backends.tvm.mcu.ops.requantization import Channels, wanted_int8
+from effc.backends.tvm.mcu.ops.requantization import Channels, bounds, wanted_int8
 from effc.backends.tvm.mcu.program import Argument, Constant, Scratch
 from effc.backends.tvm.mcu.templates import template
 from effc.core.ir import Array, attr, const
@@ -30,36 +30,40 @@ class _Residual:
         return {"Z_ZERO": attr(node, "z_zero_point"), "Z_M": multiplier, "Z_SHIFT": shift}
 
     @property
-    def words(self) -> dict[str, str]:
-        scaled = "SHIFT ? SHIFT : shift[n]"
-        if self.argument is None:
-            put = f"effc_requantize(acc, m[n], {scaled}, Y_ZERO, LOW, HIGH)"
-        else:
-            put = (
-                f"effc_requantize_sum(acc, m[n], {scaled},\n"
-                "            z[n] - Z_ZERO, Z_M, Z_SHIFT, Y_ZERO, LOW, HIGH)"
-            )
+    def given(self) -> bool:
+        return self.argument is not None
+
+    def put(self, channels: Channels) -> str:
+        """What becomes of the sum `acc` of channel n."""
+        if not self.given:
+            return "REQUANTIZE(acc, m[n], shift[n])"
+        shift = str(channels.shift[0]) if channels.common else "shift[n]"
+        return f"effc_requantize_sum(acc, m[n], {shift}, z[n] - Z_ZERO, Z_M, Z_SHIFT, Y_ZERO, LOW, HIGH)"
+
+    def words(self, channels: Channels) -> dict[str, str]:
         rows = "const int8_t *z0 = z + p * OUT_C, *z1 = z0 + second * OUT_C;"
-        given = self.argument is not None
         return {
-            "STORE": f"y[n] = (int8_t){put};",
-            "Z_NEXT": "z += OUT_C;" if given else "",
-            "Z_PARAMETER": "const int8_t *z," if given else "",
-            "Z_ROWS": rows if given else "",
+            "Z_NEXT": "z += OUT_C;" if self.given else "",
+            "Z_PARAMETER": "const int8_t *z," if self.given else "",
+            "Z_ROWS": rows if self.given else "",
+            **channels.words,
         }
 
-    def expand(self, text: str) -> str:
-        """The text of a DSP template with its inner product and its stores."""
+    def expand(self, text: str, channels: Channels) -> str:
+        """The text of a template with its inner product and its stores."""
         lines = []
         for line in text.replace("    MULTIPLY\n", template("multiply_dsp.c")).splitlines():
             stripped = line.strip()
+            if stripped == "STORE":
+                stripped = "PUT(y, z, n, acc)"
             if stripped.startswith("PUT("):
-                y, z, n, acc = stripped[4:-1].split(", ")
-                store = self.words["STORE"].replace("acc", acc).replace("z[n]", f"{z}[{n}]")
-                store = store.replace("m[n]", f"m[{n}]").replace("shift[n]", f"shift[{n}]")
-                line = line.replace(stripped, store.replace("y[n]", f"{y}[{n}]"))
+                y, z, n, acc, *by = stripped[4:-1].split(", ")
+                put = self.put(channels).replace("acc", acc).replace("z[", f"{z}[")
+                put = put.replace("m[n]", by[0]) if by else put
+                stripped = f"{y}[n] = (int8_t){put};".replace("[n]", f"[{n}]")
+                line = line[: len(line) - len(line.lstrip())] + stripped
             lines.append(line)
-        return "\n".join(lines)
+        return channels.expand("\n".join(lines))
 
 
 def conv(low: Lowering, node: ir.Node) -> None:
@@ -80,6 +84,8 @@ def conv(low: Lowering, node: ir.Node) -> None:
         _to_float(low, node, x, windows, taps, groups, channels)
         return
     residual = _residual(low, node, order)
+    if not residual.given:
+        channels, taps = channels.constant(node, taps)
     y = low.define(node.outputs[0], order)
     if groups == windows.in_c > 1 and residual.argument is None:
         depthwise(low, node, x, y, windows, taps, channels)
@@ -111,6 +117,8 @@ def matmul(low: Lowering, node: ir.Node) -> None:
         _to_float(low, node, x, flat, taps, 1, channels)
         return
     residual = _residual(low, node, row_major(len(out)))
+    if not residual.given:
+        channels, taps = channels.constant(node, taps)
     y = low.define(node.outputs[0], row_major(len(out)))
     _rows(low, node, x, y.name, rows, taps, channels, residual)
 
@@ -140,9 +148,12 @@ def conv_transpose(low: Lowering, node: ir.Node) -> None:
         "GROUPS": groups,
         "DEPTH": depth,
         "X_ZERO": attr(node, "x_zero_point"),
-        **channels.numbers(node),
+        **bounds(node),
     }
-    kernel = low.kernels.make("conv_transpose", f"conv_transpose_{windows.text}_{out[1]}", numbers)
+    text = channels.expand(template("conv_transpose.c"))
+    kernel = low.kernels.made(
+        text, f"conv_transpose_{windows.text}_{out[1]}", numbers, channels.words
+    )
     arguments = (x, low.constant(f"{node.name} w", taps), *channels.arguments(low, node), y.name)
     macs = shape[2] * (shape[3] if len(shape) > 3 else 1) * weight.size
     low.call(kernel, arguments, y.name, nodes=[str(node.name)], op="ConvTranspose", macs=macs)
@@ -168,18 +179,19 @@ def _rows(
 ) -> None:
     depth, out = taps.shape[-1] * taps.shape[1] * taps.shape[2], taps.shape[0]
     numbers = {"ROWS": rows, "TAPS": depth, "OUT_C": out}
-    numbers |= channels.numbers(node) | residual.numbers(node)
+    numbers |= bounds(node) | residual.numbers(node)
     flat = Windows(1, rows, depth, 1, rows, out, 1, 1, 1, 1, 0, 0, 1, 1)
-    tail = channels.arguments(low, node)
+    tail = channels.arguments(low, node, residual=residual.given)
     name = f"{rows}_{depth}_{out}"
     if low.core.dsp:
         source = "rows_dsp" if rows > 1 else "dense_dsp"
-        text = residual.expand(template(f"{source}.c"))
-        kernel = low.kernels.made(text, f"rows_{name}", numbers, residual.words)
+        text = residual.expand(template(f"{source}.c"), channels)
+        kernel = low.kernels.made(text, f"rows_{name}", numbers, residual.words(channels))
         tail = (*tail, Scratch(4 * _quads(depth)))
         weights, ahead = packed(taps.reshape(out, -1)), flat.ahead(2, gathered=True)
     else:
-        kernel = low.kernels.make("rows", f"rows_{name}", numbers, residual.words)
+        text = residual.expand(template("rows.c"), channels)
+        kernel = low.kernels.made(text, f"rows_{name}", numbers, residual.words(channels))
         weights, ahead = taps.reshape(out, -1), flat.ahead(1, gathered=False)
     low.call(
         kernel,
@@ -211,21 +223,22 @@ def _windows(
         "OUT_C": out,
         "TAPS": count,
         "X_ZERO": attr(node, "x_zero_point"),
-        **channels.numbers(node),
+        **bounds(node),
         **residual.numbers(node),
     }
-    tail = channels.arguments(low, node)
+    tail = channels.arguments(low, node, residual=residual.given)
     name = f"conv_{windows.text}_{out}"
     if low.core.dsp and groups == 1:
         whole = windows.dilation_h == windows.dilation_w == 1
-        numbers["WHOLE_RUNS"] = int(whole and windows.kernel_w * windows.in_c % 4 == 0)
-        text = residual.expand(template("conv_dsp.c"))
-        kernel = low.kernels.made(text, name, numbers, residual.words)
+        numbers |= {"UNDILATED": int(whole), "RUN": windows.kernel_w * windows.in_c}
+        text = residual.expand(template("conv_dsp.c"), channels)
+        kernel = low.kernels.made(text, name, numbers, residual.words(channels))
         tail = (*tail, Scratch(4 * _quads(count)), Scratch(2 * count))
         weights, ahead = packed(taps.reshape(out, -1)), windows.ahead(2, gathered=True)
     else:
         numbers |= {"GROUPS": groups, "DEPTH": taps.shape[-1]}
-        kernel = low.kernels.make("conv", name, numbers, residual.words)
+        text = residual.expand(template("conv.c"), channels)
+        kernel = low.kernels.made(text, name, numbers, residual.words(channels))
         tail = (*tail, Scratch(count * groups))
         weights, ahead = taps.reshape(out, -1), windows.ahead(1, gathered=True)
     low.call(
@@ -291,7 +304,7 @@ def _quads(count: int) -> int:
 
 
 def _given(residual: _Residual) -> tuple[Argument, ...]:
-    return () if residual.argument is None else (residual.argument,)
+    return () if not residual.given else (residual.argument,)
 
 
 def _overlaps(x: str | Constant, ahead: int, residual: _Residual, rows: int) -> dict[str, int]:

@@ -1,6 +1,6 @@
 /* Convolution: a window is gathered as one row of bytes, then multiplied with the weights of every channel. */
-void NAME(const int8_t *x, Z_PARAMETER const int8_t *w, const int32_t *bias, const int32_t *m,
-          const uint8_t *shift, int8_t *window, int8_t *y) {
+void NAME(const int8_t *x, Z_PARAMETER const int8_t *w, const int32_t *bias, const int32_t *m, SHIFT_PARAMETER
+          int8_t *window, int8_t *y) {
   /*CONSTANTS*/
   for (int oy = 0; oy < OUT_H; oy++) {
     for (int ox = 0; ox < OUT_W; ox++) {

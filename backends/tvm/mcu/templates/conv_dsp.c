@@ -13,8 +13,8 @@ static void NAME_window(const int8_t *x, int oy, int ox, int8_t *at) {
     }
   }
 }
-void NAME(const int8_t *x, Z_PARAMETER const uint32_t *w, const int32_t *bias, const int32_t *m,
-          const uint8_t *shift, uint32_t *pairs, int8_t *windows, int8_t *y) {
+void NAME(const int8_t *x, Z_PARAMETER const uint32_t *w, const int32_t *bias, const int32_t *m, SHIFT_PARAMETER
+          uint32_t *pairs, int8_t *windows, int8_t *y) {
   /*CONSTANTS*/
   int oy = 0, ox = 0;
   for (int p = 0; p < OUT_H * OUT_W; p += 2) {
@@ -22,12 +22,19 @@ void NAME(const int8_t *x, Z_PARAMETER const uint32_t *w, const int32_t *bias, c
     int8_t *y0 = y + p * OUT_C, *y1 = y0 + second * OUT_C;
     Z_ROWS
     const int iy = oy * STRIDE_H - PAD_TOP, ix = ox * STRIDE_W - PAD_LEFT;
-    const int inside = WHOLE_RUNS && iy >= 0 && iy + KERNEL_H <= IN_H && ix >= 0 &&
+    const int inside = UNDILATED && iy >= 0 && iy + KERNEL_H <= IN_H && ix >= 0 &&
                        ix + STRIDE_W + KERNEL_W <= IN_W && ox + 1 < OUT_W;
     if (inside) {
       const int8_t *from = x + (iy * IN_W + ix) * IN_C;
-      for (int ky = 0; ky < KERNEL_H; ky++, from += IN_W * IN_C)
-        effc_interleave(from, from + STRIDE_W * IN_C, KERNEL_W * IN_C, pairs + ky * KERNEL_W * IN_C);
+      for (int ky = 0; ky < KERNEL_H; ky++, from += IN_W * IN_C) {
+        if (RUN % 4 == 0) {
+          effc_interleave(from, from + STRIDE_W * IN_C, RUN, pairs + ky * RUN);
+        } else {
+          memcpy(windows + ky * RUN, from, RUN);
+          memcpy(windows + TAPS + ky * RUN, from + STRIDE_W * IN_C, RUN);
+        }
+      }
+      if (RUN % 4) effc_interleave(windows, windows + TAPS, TAPS, pairs);
       ox += 2;
     } else {
       NAME_window(x, oy, ox, windows);

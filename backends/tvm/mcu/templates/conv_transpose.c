@@ -1,6 +1,6 @@
 /* Transposed convolution: every output gathers the inputs that reach it. */
-void NAME(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *m,
-          const uint8_t *shift, int8_t *y) {
+void NAME(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *m, SHIFT_PARAMETER
+          int8_t *y) {
   /*CONSTANTS*/
   for (int oy = 0; oy < OUT_H; oy++) {
     for (int ox = 0; ox < OUT_W; ox++) {
@@ -18,7 +18,7 @@ void NAME(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *
             for (int k = 0; k < DEPTH; k++) acc += (from[k] - X_ZERO) * taps[k];
           }
         }
-        y[n] = (int8_t)effc_requantize(acc, m[n], SHIFT ? SHIFT : shift[n], Y_ZERO, LOW, HIGH);
+        y[n] = (int8_t)REQUANTIZE(acc, m[n], shift[n]);
       }
       y += OUT_C;
     }

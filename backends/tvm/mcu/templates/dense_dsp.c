@@ -1,6 +1,6 @@
 /* Matrix product of one row, two channels at a time. */
-void NAME(const int8_t *x, Z_PARAMETER const uint32_t *w, const int32_t *bias, const int32_t *m,
-          const uint8_t *shift, uint32_t *pairs, int8_t *y) {
+void NAME(const int8_t *x, Z_PARAMETER const uint32_t *w, const int32_t *bias, const int32_t *m, SHIFT_PARAMETER
+          uint32_t *pairs, int8_t *y) {
   /*CONSTANTS*/
   const uint32_t *tap = w;
   effc_interleave(x, x, TAPS, pairs);

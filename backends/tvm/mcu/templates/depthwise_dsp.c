@@ -1,7 +1,7 @@
 /* Depthwise convolution: a channel's plane is copied with its border, then two outputs at a time are summed
    from it, so that the result may take the place of the input. */
-void NAME(const int8_t *x, const uint32_t *w, const int32_t *bias, const int32_t *m,
-          const uint8_t *shift, int8_t *plane, int8_t *y) {
+void NAME(const int8_t *x, const uint32_t *w, const int32_t *bias, const int32_t *m, SHIFT_PARAMETER
+          int8_t *plane, int8_t *y) {
   /*CONSTANTS*/
   memset(plane, X_ZERO, PLANE);
   for (int n = 0; n < CHANNELS; n++, w += WORDS) {
@@ -14,7 +14,7 @@ void NAME(const int8_t *x, const uint32_t *w, const int32_t *bias, const int32_t
     }
     WEIGHTS
     const int32_t start = bias[n], by = m[n];
-    const int bits = SHIFT ? SHIFT : shift[n];
+    BITS
     int8_t *to = y + n;
     for (int oy = 0; oy < OUT_H; oy++) {
       const int8_t *from = plane + oy * STRIDE_H * ROW;
@@ -22,10 +22,10 @@ void NAME(const int8_t *x, const uint32_t *w, const int32_t *bias, const int32_t
         int32_t a = start, b = start;
         uint32_t word, even, odd;
 PRODUCTS
-        *to = (int8_t)effc_requantize(a, by, bits, Y_ZERO, LOW, HIGH);
+        *to = (int8_t)REQUANTIZE(a, by, bits);
         to += CHANNELS;
         if (OUT_W % 2 == 0 || ox + 1 < OUT_W) {
-          *to = (int8_t)effc_requantize(b, by, bits, Y_ZERO, LOW, HIGH);
+          *to = (int8_t)REQUANTIZE(b, by, bits);
           to += CHANNELS;
         }
       }

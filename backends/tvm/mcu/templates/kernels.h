@@ -72,6 +72,61 @@ EFFC_INLINE int32_t effc_dot2(uint32_t a, uint32_t b, int32_t acc) {
 #endif
 }
 
+/* a0, b0: two rows by one channel; a1, b1: by the next one. `pairs` is of effc_interleave, `taps` holds the
+   weights of both channels in turn, four a word. `count` words of each; gives the place behind the weights. */
+EFFC_INLINE const uint32_t *effc_dot_2x2(const uint32_t *pairs, const uint32_t *taps, int count,
+                                         int32_t *a0, int32_t *b0, int32_t *a1, int32_t *b1) {
+#ifdef EFFC_DSP
+#define EFFC_FOUR_TAPS \
+  "ldrd %[t0], %[t1], [%[w]], #8\n\t" \
+  "ldrd %[u], %[v], [%[q]], #8\n\t" \
+  "sxtb16 %[e], %[t0]\n\t" \
+  "sxtb16 %[f], %[t1]\n\t" \
+  "smlad %[a0], %[u], %[e], %[a0]\n\t" \
+  "smlad %[b0], %[v], %[e], %[b0]\n\t" \
+  "smlad %[a1], %[u], %[f], %[a1]\n\t" \
+  "smlad %[b1], %[v], %[f], %[b1]\n\t" \
+  "ldrd %[u], %[v], [%[q]], #8\n\t" \
+  "sxtb16 %[e], %[t0], ror #8\n\t" \
+  "sxtb16 %[f], %[t1], ror #8\n\t" \
+  "smlad %[a0], %[u], %[e], %[a0]\n\t" \
+  "smlad %[b0], %[v], %[e], %[b0]\n\t" \
+  "smlad %[a1], %[u], %[f], %[a1]\n\t" \
+  "smlad %[b1], %[v], %[f], %[b1]\n\t"
+  uint32_t t0, t1, u, v, e, f;
+  if (count >= 4) {
+    const uint32_t *const end = pairs + count / 4 * 16;
+    __asm__("1:\n\t" EFFC_FOUR_TAPS EFFC_FOUR_TAPS EFFC_FOUR_TAPS EFFC_FOUR_TAPS
+            "cmp %[q], %[end]\n\t"
+            "bne 1b"
+            : [a0] "+r"(*a0), [b0] "+r"(*b0), [a1] "+r"(*a1), [b1] "+r"(*b1), [q] "+r"(pairs),
+              [w] "+r"(taps), [t0] "=&r"(t0), [t1] "=&r"(t1), [u] "=&r"(u), [v] "=&r"(v),
+              [e] "=&r"(e), [f] "=&r"(f)
+            : [end] "r"(end)
+            : "cc", "memory");
+  }
+  for (int k = 0; k < count % 4; k++) {
+    __asm__(EFFC_FOUR_TAPS
+            : [a0] "+r"(*a0), [b0] "+r"(*b0), [a1] "+r"(*a1), [b1] "+r"(*b1), [q] "+r"(pairs),
+              [w] "+r"(taps), [t0] "=&r"(t0), [t1] "=&r"(t1), [u] "=&r"(u), [v] "=&r"(v),
+              [e] "=&r"(e), [f] "=&r"(f)
+            :
+            : "memory");
+  }
+#undef EFFC_FOUR_TAPS
+#else
+  for (int k = 0; k < count; k++, pairs += 4, taps += 2) {
+    const uint32_t e0 = effc_even(taps[0]), o0 = effc_odd(taps[0]);
+    const uint32_t e1 = effc_even(taps[1]), o1 = effc_odd(taps[1]);
+    *a0 = effc_dot2(pairs[2], o0, effc_dot2(pairs[0], e0, *a0));
+    *b0 = effc_dot2(pairs[3], o0, effc_dot2(pairs[1], e0, *b0));
+    *a1 = effc_dot2(pairs[2], o1, effc_dot2(pairs[0], e1, *a1));
+    *b1 = effc_dot2(pairs[3], o1, effc_dot2(pairs[1], e1, *b1));
+  }
+#endif
+  return taps;
+}
+
 EFFC_INLINE int32_t effc_clamp(int32_t value, int32_t low, int32_t high) {
 #ifdef EFFC_DSP
   if (low == -128 && high == 127) return __ssat(value, 8);
@@ -89,6 +144,9 @@ EFFC_INLINE int32_t effc_high_product(int32_t acc, int32_t m, int32_t zero) {
   return zero + (int32_t)(((int64_t)acc * m + ((int64_t)1 << 31)) >> 32);
 #endif
 }
+
+/* acc * 2^bits */
+EFFC_INLINE int32_t effc_left(int32_t acc, int bits) { return (int32_t)((uint32_t)acc << bits); }
 
 /* the rule `fixed`: acc * m / 2^shift, rounded once, halves up; then the zero point and the bounds */
 EFFC_INLINE int32_t effc_requantize(int32_t acc, int32_t m, int shift, int32_t zero, int32_t low,

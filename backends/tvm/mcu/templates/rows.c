@@ -1,6 +1,6 @@
 /* 1x1 convolution or matrix product: every row of x with the weights of every channel. */
-void NAME(const int8_t *x, Z_PARAMETER const int8_t *w, const int32_t *bias, const int32_t *m,
-          const uint8_t *shift, int8_t *y) {
+void NAME(const int8_t *x, Z_PARAMETER const int8_t *w, const int32_t *bias, const int32_t *m, SHIFT_PARAMETER
+          int8_t *y) {
   /*CONSTANTS*/
   for (int p = 0; p < ROWS; p++) {
     const int8_t *row = w;

@@ -1,6 +1,6 @@
 /* 1x1 convolution or matrix product, two rows by two channels; an odd last row is computed twice. */
-void NAME(const int8_t *x, Z_PARAMETER const uint32_t *w, const int32_t *bias, const int32_t *m,
-          const uint8_t *shift, uint32_t *pairs, int8_t *y) {
+void NAME(const int8_t *x, Z_PARAMETER const uint32_t *w, const int32_t *bias, const int32_t *m, SHIFT_PARAMETER
+          uint32_t *pairs, int8_t *y) {
   /*CONSTANTS*/
   for (int p = 0; p < ROWS; p += 2) {
     const int second = p + 1 < ROWS ? 1 : 0;
