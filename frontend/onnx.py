@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 import onnx.parser
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx_ir.passes.common import InlinePass
 
 from effc.core.check import MAX_NODES, check_model, normalize

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
-from google.protobuf.message import Message  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from effc.core.check_ops import quoted
 from effc.core.errors import FrontendError
