@@ -74,6 +74,8 @@ class TvmBackend(Backend["Program"]):
     def accepts(self, target: Target) -> Availability:
         if gpu := _cuda(target):
             return gpu.accepts(target)
+        if mcu := _mcu(target):
+            return mcu.accepts(target)
         try:
             isa = _isa(target)
         except ConfigError as error:
@@ -95,6 +97,8 @@ class TvmBackend(Backend["Program"]):
     def quantization(self, target: Target) -> str:
         if _cuda(target):
             return "vnni"
+        if _mcu(target):
+            return "integer"
         return "vnni" if _isa(target).triple.startswith(("x86_64", "amd64")) else "arm"
 
     def times(self, device: Device) -> bool:
@@ -103,6 +107,8 @@ class TvmBackend(Backend["Program"]):
     def legalize(self, target: Target) -> str:
         from effc.backends.tvm.pipeline import cpu
 
+        if mcu := _mcu(target):
+            return mcu.legalize()
         if _cuda(target):
             return cpu("keep")
         return cpu("unsigned" if _isa(target).triple.startswith(("x86_64", "amd64")) else "signed")
@@ -117,6 +123,8 @@ class TvmBackend(Backend["Program"]):
     def lower(self, model: ir.Model, target: Target) -> Program:
         if gpu := _cuda(target):
             return gpu.lower(model, target)
+        if mcu := _mcu(target):
+            return mcu.lower(model, target)
         from effc.backends.tvm.lower import lower
 
         return lower(model, _isa(target), target.profile.name)
@@ -129,7 +137,7 @@ class TvmBackend(Backend["Program"]):
         device: Device,
         feeds: Feeds | None = None,
     ) -> Program:
-        if _cuda(target):
+        if _cuda(target) or _mcu(target):
             raise ConfigError(
                 f"kernels for {target.profile.name} have nothing to tune",
                 hint="leave --budget and --records out",
@@ -141,6 +149,8 @@ class TvmBackend(Backend["Program"]):
     def compile(self, lowered: Program, target: Target, out: Path) -> Mapping[str, Path]:
         if gpu := _cuda(target):
             return gpu.compile_program(lowered, out)
+        if mcu := _mcu(target):
+            return mcu.compile_program(lowered, target, out)
         from effc.backends.tvm.library import write_library
 
         return write_library(lowered, out)
@@ -148,6 +158,8 @@ class TvmBackend(Backend["Program"]):
     def devices(self, target: Target) -> Iterable[Device]:
         if gpu := _cuda(target):
             return gpu.devices(target)
+        if mcu := _mcu(target):
+            return mcu.devices(target)
         from effc.backends.tvm import qemu_user
         from effc.backends.tvm.compilers import is_native
         from effc.backends.tvm.isa import host_isa, runs_on
@@ -161,6 +173,8 @@ class TvmBackend(Backend["Program"]):
     def why_no_device(self, target: Target) -> str:
         if gpu := _cuda(target):
             return gpu.why_no_device(target)
+        if _mcu(target):
+            return super().why_no_device(target)
         from effc.backends.tvm import qemu_user
         from effc.backends.tvm.compilers import architecture, is_native
         from effc.backends.tvm.isa import host_isa
@@ -178,7 +192,13 @@ class TvmBackend(Backend["Program"]):
             else super().why_no_device(target)
         )
 
-    def describe(self, lowered: Program) -> dict[str, Any]:
+    def describe(self, lowered: Any) -> dict[str, Any]:
+        from effc.backends.tvm.mcu import program
+
+        if isinstance(lowered, program.Program):
+            from effc.backends.tvm.mcu.backend import describe as describe_firmware
+
+            return describe_firmware(lowered)
         if lowered.isa.name.startswith("sm_"):
             from effc.backends.tvm.cuda.backend import describe
 
@@ -205,6 +225,17 @@ def _cuda(target: Target) -> Any:
     if "sm" not in target.profile.toolchain:
         return None
     from effc.backends.tvm.cuda import backend
+
+    return backend
+
+
+def _mcu(target: Target) -> Any:
+    """The module that answers for microcontrollers, if the target is one."""
+    from effc.backends.tvm.mcu.cores import is_microcontroller
+
+    if not is_microcontroller(target.profile):
+        return None
+    from effc.backends.tvm.mcu import backend
 
     return backend
 
