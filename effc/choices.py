@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from effc import passes
 from effc.backends import BACKENDS, make_backend
-from effc.core.backend import Backend
+from effc.core.backend import Availability, Backend
 from effc.core.data import Samples
 from effc.core.errors import BackendUnavailable, ConfigError
 from effc.core.passinfra import Pipeline
@@ -18,6 +19,8 @@ from effc.core.profiles import load_profile
 from effc.core.target import Target
 from effc.precision.recipe import load_recipe
 
+# what builds for a device whose own backend lacks its toolchain here
+INSTEAD = {"tensorrt": "tvm"}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "w4a8", "auto")
 
 
@@ -83,17 +86,34 @@ def choose_backend(target: Target, options: BuildOptions) -> Backend[Any]:
             hint="effc targets lists what can be built from here",
         )
     backend = make_backend(name)
-    for availability in (backend.probe(), backend.accepts(target)):
-        if not availability.ok:
-            raise BackendUnavailable(
-                f"backend {name!r} can't build for {target.profile.name}: {availability.reason}",
-                hint=availability.hint,
-            )
+    missing = _missing(backend, target)
+    if missing is not None:
+        reason = f"backend {name!r} can't build for {target.profile.name}: {missing.reason}"
+        instead = _instead(target, options)
+        if instead is None:
+            raise BackendUnavailable(reason, hint=missing.hint)
+        print(f"{reason}; {instead.id!r} does, with kernels of effc's own", file=sys.stderr)
+        backend, name = instead, instead.id
     tuned = options.tune_seconds or options.records is not None
     if tuned and type(backend).tune is Backend.tune:
         option = "--budget" if options.tune_seconds else "--records"
         raise ConfigError(f"backend {name!r} has nothing to tune", hint=f"leave {option} out")
     return backend
+
+
+def _missing(backend: Backend[Any], target: Target) -> Availability | None:
+    """Why `backend` can't build for `target`, or None if it can."""
+    return next((a for a in (backend.probe(), backend.accepts(target)) if not a.ok), None)
+
+
+def _instead(target: Target, options: BuildOptions) -> Backend[Any] | None:
+    """Another road to the same device, where the user has chosen none and the precision is a float's."""
+    other = INSTEAD.get(target.profile.backend)
+    chosen = options.backend or options.backend_options or target.precision not in ("fp32", "fp16")
+    if other is None or chosen or other not in BACKENDS.table():
+        return None
+    backend = make_backend(other)
+    return backend if _missing(backend, target) is None else None
 
 
 def choose_pipelines(

@@ -257,6 +257,9 @@ class Printer:
     def _Not(self, e: Expr) -> str:
         return f"(!{self.expr(e.a)})"
 
+    def _BitwiseNot(self, e: Expr) -> str:
+        return f"(~{self.expr(e.a)})"
+
     def _Select(self, e: Expr) -> str:
         return (
             f"({self.expr(e.condition)} ? {self.expr(e.true_value)} : {self.expr(e.false_value)})"

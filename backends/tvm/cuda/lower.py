@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -128,13 +128,15 @@ class _GpuLowering(_Lowering):
         types = [self.program.tensors[n] for n in names]
         out = self.plan.type(group.outputs[0])
         body = compose.body(group)
-        make: Callable[[str], Kernel] = lambda name: elementwise(name, out, types, body)  # noqa: E731
+
+        def make(name: str) -> Kernel:
+            return compose.located(group.ops[-1], lambda: elementwise(name, out, types, body))
+
         template = "elementwise"
         if any(op.rule is not None and op.rule.kind != "elementwise" for op in group.ops):
             template = group.ops[-1].info.op_type.lower()
-        located = compose.located(group.ops[-1], lambda: make) if group.ops else make
         result = self.made(group.outputs[0])
-        self.call(signature(group, [out], types), located, (result, *names), group.ops, template)
+        self.call(signature(group, [out], types), make, (result, *names), group.ops, template)
 
     def _slice(self, op: Op) -> bool:
         source = op.reads[0]

@@ -55,7 +55,7 @@ class Compiler:
 
 @functools.cache
 def find_compiler() -> Compiler | None:
-    """NVRTC of the package nvidia-cuda-nvrtc-cu12 (or -cu13), of CUDA, else nvcc; None where there is none."""
+    """NVRTC of the package nvidia-cuda-nvrtc-cu12 or of CUDA, else nvcc; None where there is none."""
     for path in _libraries():
         try:
             library = ctypes.CDLL(path)

@@ -215,7 +215,7 @@ def pad_rows(matrix: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product with `batch` matrices, each [rows, columns]. `index(z, m, n)` is the output's logical index."""
+    """`batch` matrices, each [rows, columns]. `index(z, m, n)` is the output's logical index."""
 
     dtype: str  # of A
     rows: int

@@ -43,7 +43,7 @@ _FLAGS = [
 
 
 def emulated(program: Program, folder: Path) -> Path:
-    """The kernels of `program` as a library for the CPU: `launch_<kernel>(arguments, grid, block, reversed)`."""
+    """The kernels of `program` as a library for the CPU (walk.py), under their own names."""
     lines = ['#include "emulate.h"', cuda_source(program)]
     for kernel in (k for k in launched(program) if k.tasks):
         name, count = kernel.name, len(kernel.params)

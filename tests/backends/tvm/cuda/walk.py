@@ -21,7 +21,7 @@ FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-ffp-contract=off", "-f
 
 
 def compiled(programs: Sequence[Program], folder: Path, name: str = "kernels") -> Path:
-    """The kernels of all programs as one library: `launch_p<i>_<kernel>(arguments, grid, block, reversed)`."""
+    """All kernels as one library: `launch_p<i>_<kernel>(arguments, grid, block, reversed)`."""
     lines = ['#include "emulate.h"', '#include "product.cuh"']
     for i, program in enumerate(programs):
         for kernel in (k for k in launched(program) if k.tasks):
