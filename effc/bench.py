@@ -11,6 +11,8 @@ import msgspec
 
 from effc.core.data import SyntheticSamples
 from effc.core.errors import ConfigError, EffcError
+from effc.core.gpu import GpuUse, OnGpu, use_of
+from effc.core.gpu import cautions as gpu_cautions
 from effc.core.measure import LayerTime, Measurement, interleaved
 from effc.machine import Machine, cautions, this_machine
 from effc.runnable import Runnable, open_model
@@ -39,6 +41,7 @@ class Bench(msgspec.Struct, frozen=True):
     machine: Machine
     cautions: tuple[str, ...]
     layers: Mapping[str, tuple[LayerTime, ...]] = {}
+    gpu: Mapping[str, GpuUse] = {}  # of the subjects that run on one
 
 
 def bench(
@@ -48,16 +51,19 @@ def bench(
     seconds: float = 4.0,
     rounds: int = 20,
     layers: bool = False,
+    batches: Sequence[int] = (),
     on_round: OnRound = lambda done, total: None,
 ) -> Bench:
     """Time `subjects` on made-up inputs, in turn, for about `seconds` at each thread count.
 
     The last subject is the baseline of the ratios if there are several. Intervals that overlap are called
     noise. With `layers`, the median time of every call of each subject that can tell, at the first count.
+    Subjects on a GPU are also timed host to host, with its clocks, heat and energy, and at `batches`.
     """
     machine = this_machine()
     rows: list[BenchRow] = []
     profiles: dict[str, tuple[LayerTime, ...]] = {}
+    used: dict[str, GpuUse] = {}
     feeds = [
         next(iter(SyntheticSamples(s.inputs, count=1, preprocess=s.preprocess))) for s in subjects
     ]
@@ -75,7 +81,16 @@ def bench(
             if layers and at == 0:
                 for s, runner, feed in zip(subjects, runners, feeds, strict=True):
                     profiles[s.name] = tuple(runner.layers(feed, 30))
-    return Bench(tuple(rows), machine, tuple(cautions(machine)), profiles)
+            if at == 0:
+                for s, runner, feed in zip(subjects, runners, feeds, strict=True):
+                    if isinstance(runner, OnGpu):
+                        used[s.name] = use_of(runner, runner.gpu_bus, feed, batches)
+    if batches and not used:
+        raise ConfigError(
+            "none of these runs on a GPU: batches are swept there", hint="leave --batches out"
+        )
+    notes = [*cautions(machine), *(n for use in used.values() for n in gpu_cautions(use))]
+    return Bench(tuple(rows), machine, tuple(notes), profiles, used)
 
 
 def with_onnxruntime(subjects: Sequence[Runnable]) -> list[Runnable]:

@@ -18,6 +18,7 @@ from effc.backends.tensorrt.gpu import gpus
 from effc.backends.tensorrt.products import RTX_TARGETS, installed
 from effc.catalogue import backend_rows
 from effc.core.errors import ConfigError
+from effc.core.gpu import probe as nvml_probe
 from effc.core.profiles import HOST, load_profile
 
 _LOW_MEMORY = 2 << 30
@@ -43,7 +44,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 def examine() -> Diagnosis:
     """Look at everything. Never raises for what it finds."""
     looks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _packages, _backends, _tensorrt, _compiler, _processor, _memory, _testdata,
+        _python, _packages, _backends, _tensorrt, _nvml, _compiler, _processor, _memory, _testdata,
     )  # fmt: skip
     found = tuple(f for look in looks for f in look())
     return Diagnosis(all(f.status != "fail" for f in found), found)
@@ -113,6 +114,17 @@ def _tensorrt() -> Iterator[Finding]:
     else:
         remedy = "pip install tensorrt (10.3 or later; on a Jetson it comes with JetPack)"
         yield Finding("NVIDIA GPU", "warn", f"{named}, and no TensorRT that runs on it", remedy)
+
+
+def _nvml() -> Iterator[Finding]:
+    """Whether effc bench can read a GPU's clocks, heat and energy."""
+    found = nvml_probe()
+    if found.ok:
+        yield Finding(
+            "NVML", "ok", ", ".join(f"{k} {v}" for k, v in (found.versions or {}).items())
+        )
+    else:
+        yield Finding("NVML", "warn" if found.hint else "ok", found.reason, found.hint)
 
 
 def _compiler() -> Iterator[Finding]:

@@ -18,6 +18,7 @@ class Gpu:
     index: int
     name: str
     sm: str
+    bus: str = ""  # its PCI address, by which NVML knows it
 
 
 @cache
@@ -48,7 +49,10 @@ def gpus() -> tuple[Gpu, ...]:
         cuda.cuDeviceGetName(name, len(name), device)
         cuda.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device)
         cuda.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device)
-        found.append(Gpu(index, name.value.decode(errors="replace"), f"{major.value}{minor.value}"))
+        bus = ctypes.create_string_buffer(16)
+        cuda.cuDeviceGetPCIBusId(bus, len(bus), device)
+        sm = f"{major.value}{minor.value}"
+        found.append(Gpu(index, name.value.decode(errors="replace"), sm, bus.value.decode()))
     return tuple(found)
 
 

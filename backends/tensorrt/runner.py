@@ -77,6 +77,11 @@ class EngineRunner(Runner):
     tensors: dict[str, _Tensor] = field(default_factory=dict)
     runtime: Any = None
 
+    @property
+    def gpu_bus(self) -> str:
+        """The GPU's PCI address: effc bench watches it there."""
+        return self.device.gpu.bus
+
     def __enter__(self) -> Self:
         self.cuda.__enter__()
         logger = make_logger(self.trt)

@@ -38,12 +38,19 @@ from effc.commands.options import DurationType, ThreadsType, json_option, shape_
     help="Turns that the competitors take.",
 )
 @click.option("--layers", is_flag=True, help="Also the time of every layer.")
+@click.option(
+    "--batches",
+    type=ThreadsType(),
+    default=(),
+    help="On a GPU: also these batch sizes, like 1,8,32 (the engine's profile must allow them).",
+)
 @shape_option
 @json_option
 @click.pass_context
 def bench(
     ctx: click.Context, things: tuple[str, ...], against: str | None, threads: tuple[int, ...],
-    seconds: float, rounds: int, layers: bool, shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    seconds: float, rounds: int, layers: bool, batches: tuple[int, ...],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:  # fmt: skip
     """Time artifacts, and models by onnxruntime, in turn (A B A B ...) on made-up inputs.
 
@@ -66,6 +73,7 @@ def bench(
             seconds=seconds,
             rounds=rounds,
             layers=layers,
+            batches=batches,
             on_round=lambda done, total: progress(f"round {done} of {total}", done / total),
         )
     if ctx.obj.json:

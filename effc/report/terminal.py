@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from effc.compare import Comparison
     from effc.core.artifact import Manifest, Verdict
     from effc.core.errors import Problem
+    from effc.core.gpu import GpuUse
     from effc.core.measure import Measurement
     from effc.evaluate import Evaluation
     from effc.inspect import Inspection
@@ -174,6 +175,8 @@ def bench_report(result: Bench) -> Parts:
     facts += [f"governor {m.governor}"] if m.governor else ["governor unknown"]
     parts: Parts = [made, Text(", ".join(facts), style="dim")]
     parts += [Text(f"caution: {c}", style="yellow") for c in result.cautions]
+    for name, use in result.gpu.items():
+        parts += _gpu_parts(name, use)
     for name, layers in result.layers.items():
         if not layers:
             parts.append(Text(f"{name}: no times by layer from this runner", style="dim"))
@@ -191,6 +194,29 @@ def bench_report(result: Bench) -> Parts:
                 escape(x.name), escape(x.template), milliseconds(x.seconds), share, escape(nodes)
             )
         parts += ["", rows]
+    return parts
+
+
+def _gpu_parts(name: str, use: GpuUse) -> Parts:
+    """A subject on a GPU: copies, energy, clocks, batches."""
+    facts = [
+        f"{milliseconds(use.device_ms / 1e3)} on the GPU, {milliseconds(use.host_ms / 1e3)} host to host"
+    ]
+    facts += [f"{1e3 * use.joules:.3g} mJ an inference"] if use.joules is not None else []
+    if use.loaded is not None:
+        state = use.loaded
+        facts += [f"{state.name}, driver {state.driver}"]
+        facts += [f"{state.sm_hz / 1e6:.0f} MHz"] if state.sm_hz is not None else []
+        facts += [f"{state.celsius} C"] if state.celsius is not None else []
+        facts += [f"{state.watts:.0f} W"] if state.watts is not None else []
+    parts: Parts = ["", Text(f"{name}: {', '.join(facts)}")]
+    if use.batches:
+        made = table(">batch", ">median", ">a second", "")
+        for row in use.batches:
+            median = milliseconds(row.median_ms / 1e3) if row.median_ms is not None else ""
+            rate = f"{row.per_second:.0f}" if row.per_second is not None else ""
+            made.add_row(str(row.batch), median, rate, escape(row.refused))
+        parts.append(made)
     return parts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib
 import json
 import os
 import shutil
@@ -113,7 +114,8 @@ def server(stand_ins: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 def test_stand_in_whole_trip(bundle: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copy, build, measure, fetch, by the command; TensorRT there is a stand-in."""
-    monkeypatch.setattr("effc.backends.tensorrt.bundle.finish.ARGUMENTS", ("--seconds", "0.02"))
+    module = importlib.import_module("effc.backends.tensorrt.bundle.finish")
+    monkeypatch.setattr(module, "ARGUMENTS", ("--seconds", "0.02"))
     command = [
         "finish",
         str(bundle),
