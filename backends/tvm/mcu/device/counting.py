@@ -83,7 +83,7 @@ def ranges_text(functions: Sequence[Symbol]) -> str:
 
 
 def read_counts(text: str, functions: Sequence[Symbol]) -> list[Counts]:
-    """The inferences in the plugin's output, in order; a line cut short by the end of the emulator is left out."""
+    """The inferences in the plugin's output, in order; a line cut short is left out."""
     runs: dict[int, Counts] = {}
     for line in text.splitlines():
         parts = line.split()

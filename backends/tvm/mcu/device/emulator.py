@@ -145,8 +145,8 @@ def by_layer(
 ) -> list[LayerTime]:
     """The counts of calls by the layers that they are.
 
-    Layers and calls of one C function belong together in order where they are as many; else their counts are one
-    row.
+    Layers and calls of one C function belong together in order where they are as many; else their counts
+    are one row.
     """
     found: dict[str, list[int]] = defaultdict(list)
     for callee, count in calls:
@@ -245,11 +245,16 @@ class Emulation:
 
     def why_ended(self) -> DeviceError:
         """The error for a process that has ended."""
-        said = (self.folder / "said").read_text(errors="replace").split("\n")
-        line = next((x for x in said if x.startswith("fault")), next((x for x in said if x), ""))
+        said = (self.folder / "said").read_text(errors="replace")
+        lines = [x for x in said.splitlines() if x.strip()]
+        line = next((x for x in lines if x.startswith("fault")), lines[0] if lines else "")
+        plain = "".join(c for c in line if c.isprintable())[:200]
+        # a core whose stack has left the memory can't even enter its handler
+        stack = line.endswith(" stack") or "Lockup" in said
         return DeviceError(
             f"qemu {self.machine.name} ended with status {self.process.poll()}"
-            + (f": {line}" if line else "")
+            + (f": {plain}" if plain else ""),
+            hint="the stack was too small: --backend-option stack=BYTES" if stack else "",
         )
 
     def close(self) -> None:

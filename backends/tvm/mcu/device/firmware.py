@@ -69,8 +69,11 @@ def link_flags(board: Board) -> tuple[str, ...]:
     """Of the linker; nothing is searched but the toolchain's own libraries."""
     libraries = ("-lc", "-lm", "-lgcc") if toolchain_of(board.profile).hosted else ("-lgcc",)
     warnings = ("-Wl,--no-warn-rwx-segments",)
-    return ("-nostartfiles", "-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", *warnings,
-            "-Wl,-Map=firmware.map", "-T", "board.ld", "-Wl,--start-group", *libraries, "-Wl,--end-group")  # fmt: skip
+    return (
+        *("-nostartfiles", "-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", *warnings),
+        *("-Wl,-Map=firmware.map", "-T", "board.ld"),
+        *("-Wl,--start-group", *libraries, "-Wl,--end-group"),
+    )
 
 
 def build_firmware(
@@ -83,8 +86,8 @@ def build_firmware(
 ) -> Firmware:
     """Compile `sources` and the firmware around them for `board` and link them into `elf`.
 
-    The linker's map is written beside it. LoweringError names the memory and the bytes over where the firmware
-    does not fit, or the compiler's first error.
+    The linker's map is written beside it. LoweringError names the memory and the bytes over where the
+    firmware does not fit, or the compiler's first error.
     """
     toolchain = toolchain_of(board.profile)
     support = {**support_files(board, to), "effc_ports.c": ports_c(sources)}

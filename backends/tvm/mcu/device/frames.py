@@ -10,15 +10,24 @@ from typing import Protocol
 from effc.core.errors import DeviceError
 
 MAGIC = b"\xef\xc0"
-TRIES = 4
+TRIES = 6
+_FILL = 96  # bytes that end whatever short frame the firmware may think it is in
 _MOST = 1 << 26  # bytes of an answer; more is noise
+
+
+class Refused(DeviceError):
+    """The firmware read the command and does not follow it; `why` is its word."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class Stream(Protocol):
     """A byte stream to a firmware."""
 
     def read(self, count: int, seconds: float) -> bytes:
-        """Up to `count` bytes, fewer after `seconds` without any; DeviceError where the other side has gone."""
+        """Up to `count` bytes; none after `seconds`; DeviceError where the other side has gone."""
 
     def write(self, data: bytes) -> None:
         """Write all of `data`; DeviceError where the other side has gone."""
@@ -52,9 +61,9 @@ class Ran:
     ticks: int
 
 
-def frame(command: bytes, payload: bytes = b"") -> bytes:
+def frame(number: int, command: bytes, payload: bytes = b"") -> bytes:
     """The bytes of one frame."""
-    body = command + struct.pack("<I", len(payload)) + payload
+    body = bytes([number]) + command + struct.pack("<I", len(payload)) + payload
     return MAGIC + body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -65,6 +74,7 @@ class Conversation:
         self.stream = stream
         self.seconds = seconds  # without a byte before the device counts as silent
         self.what = what
+        self.number = 0  # of the last frame; 1 to 255
         self.repeated = 0
 
     def interface(self) -> Interface:
@@ -97,35 +107,43 @@ class Conversation:
         self.ask(b"Q")
 
     def ask(self, command: bytes, payload: bytes = b"") -> bytes:
-        """Send a command until its answer comes undamaged; DeviceError after TRIES."""
+        """Send a command until its answer comes undamaged; DeviceError after TRIES, or where it is refused."""
+        self.number = self.number % 255 + 1
         why = ""
         for attempt in range(TRIES):
             self.repeated += attempt > 0
-            self.stream.write(frame(command, payload))
+            self.stream.write(frame(self.number, command, payload))
             answer, why = self._receive(command)
             if answer is not None:
                 return answer
             # what is left of a damaged frame keeps the firmware waiting: fill it up with what begins none
-            self.stream.write(bytes(len(payload) + 16))
+            self.stream.write(bytes(len(payload) + _FILL))
         raise DeviceError(f"{self.what}: command {command.decode()} failed {TRIES} times: {why}")
 
     def _receive(self, command: bytes) -> tuple[bytes | None, str]:
-        seen = b""
-        while not seen.endswith(MAGIC):
-            byte = self.stream.read(1, self.seconds)
-            if not byte:
-                return None, f"silent for {self.seconds:g} s"
-            seen = (seen + byte)[-2:]
-        head = self._exactly(5)
-        length = struct.unpack("<I", head[1:])[0] if len(head) == 5 else _MOST + 1
-        if length > _MOST:
-            return None, "a damaged answer"
-        payload, tail = self._exactly(length), self._exactly(4)
-        if len(tail) < 4 or struct.unpack("<I", tail)[0] != zlib.crc32(head + payload):
-            return None, "a damaged answer"
-        if head[:1] == b"E":
-            return None, payload.decode("ascii", "replace")
-        return (payload, "") if head[:1] == command else (None, "the answer to another command")
+        """The answer to the frame that was sent last; answers to earlier ones are passed over."""
+        while True:
+            seen = b""
+            while not seen.endswith(MAGIC):
+                byte = self.stream.read(1, self.seconds)
+                if not byte:
+                    return None, f"silent for {self.seconds:g} s"
+                seen = (seen + byte)[-2:]
+            head = self._exactly(6)
+            length = struct.unpack("<I", head[2:])[0] if len(head) == 6 else _MOST + 1
+            if length > _MOST:
+                return None, "a damaged answer"
+            payload, tail = self._exactly(length), self._exactly(4)
+            if len(tail) < 4 or struct.unpack("<I", tail)[0] != zlib.crc32(head + payload):
+                return None, "a damaged answer"
+            number, kind = head[0], head[1:2]
+            if kind == b"E" and number in (0, self.number):
+                text = payload.decode("ascii", "replace")
+                if number:
+                    raise Refused(f"{self.what} refuses command {command.decode()}: {text}", text)
+                return None, text
+            if number == self.number and kind == command:
+                return payload, ""
 
     def _exactly(self, count: int) -> bytes:
         parts, left = [], count

@@ -14,7 +14,8 @@ def linker_script(board: Board, stack_bytes: int = STACK_BYTES) -> str:
     """GNU ld's script: exactly the board's memories, so that what does not fit fails the link.
 
     Sections: code, constants (weights), data and bss, `.effc_arena*` in the RAM, `.effc_fast*` in the tightly
-    coupled memory where there is one (else RAM), `.effc_NAME*` in each further memory; the stack at the end.
+    coupled memory where there is one (else RAM), `.effc_NAME*` in each further memory. The stack stands first,
+    so that what overflows it runs out of the memory instead of into data.
     """
     memory = "\n".join(
         f"  {r.label} (rwx) : ORIGIN = {r.origin:#010x}, LENGTH = {r.bytes}" for r in board.regions
@@ -26,6 +27,10 @@ def linker_script(board: Board, stack_bytes: int = STACK_BYTES) -> str:
     load = f" AT> {code}" if board.code.names[0] == "flash" else ""
     # the stack's memory may be another than the data's; then fast data shares it
     fast = f"  .effc_fast (NOLOAD) : {{ . = ALIGN(8); *(.effc_fast*) . = ALIGN(8); }} > {stack}\n"
+    reserved = (
+        "  .effc_stack (NOLOAD) : {"
+        f" . = ALIGN(8); _stack_limit = .; . += {stack_bytes}; _estack = .; }} > {stack}\n"
+    )
     others = "".join(
         f"  .effc_{r.names[0]} (NOLOAD) : {{ *(.effc_{r.names[0].replace('-', '_')}*) }} > {r.label}\n"
         for r in board.others
@@ -47,7 +52,7 @@ SECTIONS {{
     }
   .ARM.extab : {{ *(.ARM.extab*) }} > {code}
   .ARM.exidx : {{ *(.ARM.exidx*) }} > {code}
-  .data : {{
+{reserved}  .data : {{
     . = ALIGN(8); _sdata = .; *(.data .data.*)
     __global_pointer$ = . + 0x800; *(.sdata .sdata.*) . = ALIGN(8); _edata = .;
   }} > {ram}{load}
@@ -56,10 +61,7 @@ SECTIONS {{
     . = ALIGN(8); _sbss = .; *(.sbss .sbss.* .bss .bss.* COMMON) . = ALIGN(8); _ebss = .;
   }} > {ram}
   .effc_arena (NOLOAD) : {{ . = ALIGN(16); *(.effc_arena*) . = ALIGN(8); }} > {ram}
-{fast}{others}  .effc_stack (NOLOAD) : {{ . = ALIGN(8); _stack_limit = .; . += {
-        stack_bytes
-    }; _estack = .; }} > {stack}
-  /DISCARD/ : {{ *(.comment .note* .eh_frame*) }}
+{fast}{others}  /DISCARD/ : {{ *(.comment .note* .eh_frame*) }}
 }}
 """
 

@@ -26,4 +26,19 @@ static inline intptr_t semihosting(intptr_t operation, const void *arguments) {
   return r0;
 #endif
 }
+
+/* "fault CAUSE at ADDRESS status STATUS", with " stack" where the stack was left */
+static inline void effc_fault_text(char *text, const uint32_t *values, int below) {
+  const char *form = "fault # at # status #";
+  for (; *form; form++) {
+    if (*form != '#') {
+      *text++ = *form;
+      continue;
+    }
+    for (int i = 28; i >= 0; i -= 4) *text++ = "0123456789abcdef"[*values >> i & 15];
+    values++;
+  }
+  for (form = below ? " stack\n" : "\n"; *form;) *text++ = *form++;
+  *text = 0;
+}
 #endif

@@ -1,8 +1,10 @@
 /* Serves the host: takes inputs, runs the model, gives outputs, the depth of the stack and the ticks.
  *
- * A frame is 0xEF 0xC0, a command, a length (32 bits, little-endian), so many bytes, and the CRC-32 (IEEE 802.3) of
- * command, length and bytes. The answer has the same command, or 'E' and a text. A host that gets 'E' or a wrong sum
- * sends its frame again: every command can be repeated.
+ * A frame is 0xEF 0xC0, a number, a command, a length (32 bits, little-endian), so many bytes, and the CRC-32
+ * (IEEE 802.3) of all that from the number on. The answer has the same number and command, or the command 'E' and a
+ * text; number 0 where the frame could not be read. A host that gets no answer with its number sends the frame again.
+ * So a frame may come twice: only 'R' does something each time, and a second one with the same number is answered
+ * without running again. An input that a damaged frame may have reached has to be written again before 'R'.
  */
 #include "effc_device.h"
 #include <string.h>
@@ -36,6 +38,7 @@ static void store32(uint8_t *at, uint32_t value) {
 
 /* an answer is begun with its whole length, then given in pieces */
 static uint32_t sum;
+static uint8_t number; /* of the frame that is answered */
 
 static void put(const void *data, uint32_t bytes) {
   sum = crc_add(sum, data, bytes);
@@ -43,9 +46,9 @@ static void put(const void *data, uint32_t bytes) {
 }
 
 static void begin(char command, uint32_t bytes) {
-  uint8_t head[7] = {MAGIC0, MAGIC1, (uint8_t)command};
-  store32(head + 3, bytes);
-  sum = crc_add(0xFFFFFFFFu, head + 2, 5);
+  uint8_t head[8] = {MAGIC0, MAGIC1, number, (uint8_t)command};
+  store32(head + 4, bytes);
+  sum = crc_add(0xFFFFFFFFu, head + 2, 6);
   effc_link_write(head, sizeof head);
 }
 
@@ -117,6 +120,8 @@ __attribute__((noinline)) int effc_counted_invoke(void) {
 static int32_t status;
 static uint32_t depth;
 static uint64_t ticks;
+static uint32_t written; /* a bit an input that is whole; effc_invoke may write over them */
+static uint8_t last_run; /* the number of the frame that ran */
 
 /* The stack is painted from its limit up to here; what is overwritten afterwards was used by the inference. */
 __attribute__((noinline)) static void run(void) {
@@ -134,7 +139,16 @@ __attribute__((noinline)) static void run(void) {
 
 static void answer_run(void) {
   uint8_t answer[16];
-  run();
+  if (number != last_run) {
+    uint32_t all = effc_input_count < 32 ? (1u << effc_input_count) - 1 : 0xFFFFFFFFu;
+    if ((written & all) != all) {
+      refuse("inputs");
+      return;
+    }
+    run();
+    written = 0;
+    last_run = number;
+  }
   store32(answer, (uint32_t)status);
   store32(answer + 4, depth);
   store32(answer + 8, (uint32_t)ticks);
@@ -158,7 +172,7 @@ static int take(uint8_t *to, uint32_t bytes, uint32_t most, uint32_t *crc) {
 }
 
 static int receive(uint8_t *command, uint8_t *index, uint32_t *bytes) {
-  uint8_t head[5], tail[4], seen = 0;
+  uint8_t head[6], tail[4], seen = 0;
   uint32_t crc, most = 0, length;
   uint8_t *to = NULL;
   for (;;) {
@@ -169,10 +183,11 @@ static int receive(uint8_t *command, uint8_t *index, uint32_t *bytes) {
   }
   if (effc_link_read(head, sizeof head)) return -1;
   crc = crc_add(0xFFFFFFFFu, head, sizeof head);
-  *command = head[0];
-  *bytes = length = load32(head + 1);
+  *command = head[1];
+  *bytes = length = load32(head + 2);
   *index = 0;
-  /* the only long frame fills an input; a sum that is wrong there does no harm, the host sends it again */
+  number = 0;
+  /* the only long frame fills an input, where it lies */
   if ((*command == 'W' || *command == 'O') && length) {
     if (take(index, 1, 1, &crc)) return -1;
     length--;
@@ -182,8 +197,14 @@ static int receive(uint8_t *command, uint8_t *index, uint32_t *bytes) {
     }
   }
   if (length > most && length > 64) return 1; /* no frame of ours: look for the next */
+  if (*command == 'W' && length != most) written = 0;
   if (take(to, length, most, &crc) || effc_link_read(tail, sizeof tail)) return -1;
-  return load32(tail) == ~crc ? 0 : 1;
+  if (load32(tail) != ~crc) {
+    if (to) written = 0;
+    return 1;
+  }
+  number = head[0];
+  return 0;
 }
 
 void effc_serve(void) {
@@ -195,9 +216,11 @@ void effc_serve(void) {
     if (bad) {
       refuse("checksum");
     } else if (command == 'I') {
+      last_run = 0; /* a new session */
       inform();
     } else if (command == 'W' && index < effc_input_count &&
                bytes == effc_input_ports[index].bytes + 1) {
+      written |= 1u << index;
       begin('W', 0);
       end();
     } else if (command == 'R') {

@@ -46,17 +46,14 @@ uint64_t effc_ticks(void) {
 
 #ifdef EFFC_SEMIHOSTING
 __attribute__((used)) static void report_fault(const uint32_t *frame, uint32_t exception) {
-  static char text[] = "fault 00000000 at 00000000 status 00000000\n";
+  char text[64]; /* data may have been written over */
   uint32_t values[3] = {exception & 0x1FF, frame[6], CFSR};
-  const int places[3] = {6, 18, 34};
-  for (int v = 0; v < 3; v++)
-    for (int i = 0; i < 8; i++)
-      text[places[v] + i] = "0123456789abcdef"[values[v] >> (28 - 4 * i) & 15];
+  effc_fault_text(text, values, (uintptr_t)frame < (uintptr_t)&_stack_limit);
   semihosting(SYS_WRITE0, text);
   effc_stop(99);
 }
 __attribute__((naked)) static void on_fault(void) {
-  __asm__ volatile("mov r0, sp\nmrs r1, ipsr\nldr r2, =report_fault\nbx r2\n");
+  __asm__ volatile("mov r0, sp\nmrs r1, ipsr\nldr r2, =_estack\nmov sp, r2\nldr r2, =report_fault\nbx r2\n");
 }
 #else
 static void on_fault(void) { effc_stop(99); }

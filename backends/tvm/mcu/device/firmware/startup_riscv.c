@@ -31,18 +31,20 @@ uint64_t effc_ticks(void) {
   return (uint64_t)high << 32 | low;
 }
 
-__attribute__((aligned(4), used)) static void on_trap(void) {
+__attribute__((used)) static void report_trap(uintptr_t stack) {
 #ifdef EFFC_SEMIHOSTING
-  static char text[] = "fault 00000000 at 00000000 status 00000000\n";
+  char text[64]; /* data may have been written over */
   uint32_t values[3];
-  const int places[3] = {6, 18, 34};
   __asm__ volatile("csrr %0, mcause\ncsrr %1, mepc\ncsrr %2, mtval" : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]));
-  for (int v = 0; v < 3; v++)
-    for (int i = 0; i < 8; i++)
-      text[places[v] + i] = "0123456789abcdef"[values[v] >> (28 - 4 * i) & 15];
+  effc_fault_text(text, values, stack < (uintptr_t)&_stack_limit);
   semihosting(SYS_WRITE0, text);
+#else
+  (void)stack;
 #endif
   effc_stop(99);
+}
+__attribute__((aligned(4), naked, used)) static void on_trap(void) {
+  __asm__ volatile("mv a0, sp\nla sp, _estack\nj report_trap");
 }
 
 __attribute__((used)) void effc_begin(void) {
