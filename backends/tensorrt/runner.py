@@ -177,6 +177,11 @@ class EngineRunner(Runner):
         for tensor in self.tensors.values():
             if not tensor.fed:
                 tensor.shape = tuple(self.context.get_tensor_shape(tensor.name))
+                if any(d < 0 for d in tensor.shape):
+                    raise DeviceError(
+                        f"output {tensor.name!r} has a shape that depends on data: {tensor.shape}",
+                        hint="cut the model before NonMaxSuppression or NonZero, or take nms=plugin",
+                    )
                 self._room(tensor, int(np.prod(tensor.shape)) * tensor.dtype.itemsize)
 
     def _room(self, tensor: _Tensor, size: int) -> None:

@@ -317,6 +317,13 @@ def test_what_can_not_be_captured_is_enqueued(running: tuple[EngineRunner, Any, 
     assert driver.launched == 0 and len(trt.called("IExecutionContext.execute_async_v3")) == 7
 
 
+def test_a_shape_that_depends_on_data_is_refused(running: tuple[EngineRunner, Any, Driver]) -> None:
+    runner, trt, _ = running
+    trt.answers["IExecutionContext.get_tensor_shape"] = lambda n: (-1, 3)
+    with runner, pytest.raises(DeviceError, match="'y' has a shape that depends on data"):
+        runner.infer({"x": np.ones((2, 3), np.float32)})
+
+
 def test_layers_come_from_the_profiler(running: tuple[EngineRunner, Any, Driver]) -> None:
     runner, trt, _ = running
     run = trt.answers["IExecutionContext.execute_async_v3"]
