@@ -125,7 +125,8 @@ def _raise_small(graph: ir.Graph, node: ir.Node) -> None:
         else []
     )
     integers = np.clip(np.rint(stored * factor), -127, 127).astype(np.int8)
-    for index, array in enumerate((integers, raised.astype(np.float32))):
+    arrays: tuple[Array, Array] = (integers, raised.astype(np.float32))
+    for index, array in enumerate(arrays):
         old = node.inputs[index]
         name = old.name if old is not None else node.name
         node.replace_input_with(index, add_const(graph, f"{name}/raised", array))

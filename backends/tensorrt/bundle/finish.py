@@ -75,15 +75,15 @@ def finish_on(artifact: Artifact, address: str, config: Path | None = None) -> A
         connection.fetch(f"{folder}/bundle/engines", fetched)
         report = read_report(fetched / store.REPORT, artifact)
         for row in report["engines"]:
-            name = PurePosixPath(row["engine"])
-            if name.is_absolute() or ".." in name.parts:
+            engine = PurePosixPath(row["engine"])
+            if engine.is_absolute() or ".." in engine.parts:
                 raise DeviceError(
-                    f"the report of {connection.address} names the file {str(name)!r}"
+                    f"the report of {connection.address} names the file {str(engine)!r}"
                 )
-            if sha256_file(fetched / name) != row["sha256"]:
-                raise DeviceError(f"{name} was damaged on its way from {connection.address}")
-            (artifact.path / name).parent.mkdir(exist_ok=True)
-            write_atomically(artifact.path / name, (fetched / name).read_bytes())
+            if sha256_file(fetched / engine) != row["sha256"]:
+                raise DeviceError(f"{engine} was damaged on its way from {connection.address}")
+            (artifact.path / engine).parent.mkdir(exist_ok=True)
+            write_atomically(artifact.path / engine, (fetched / engine).read_bytes())
         write_atomically(artifact.path / store.REPORT, (fetched / store.REPORT).read_bytes())
     return take_in(artifact)
 

@@ -21,6 +21,9 @@ from effc.core.source import place_of
 IR_VERSIONS = {17: 8, 19: 9}  # opset -> the format of files of its time
 
 
+_Step = tuple[str, list[Any], dict[str, Any]]  # op, inputs (numbers are earlier steps), attributes
+
+
 class Refusal(Exception):
     """A node has no equal in the older opset; the reason."""
 
@@ -148,7 +151,7 @@ def _gelu(node: ir.Node, opset: int) -> None:
     if attr(node, "approximate", "none") == "tanh":
         cubic, scale = _like(node, "cubic", 0.044715), _like(node, "scale", np.sqrt(2 / np.pi))
         # x + c x^3 = x (1 + c x^2): no Pow, which halves its range in float16
-        steps = [
+        steps: list[_Step] = [
             ("Mul", [x, x], {}), ("Mul", [0, cubic], {}), ("Add", [1, one], {}), ("Mul", [x, 2], {}),
             ("Mul", [3, scale], {}), ("Tanh", [4], {}), ("Add", [5, one], {}), ("Mul", [6, half], {}),
             ("Mul", [x, 7], {}),
@@ -170,10 +173,10 @@ def _mish(node: ir.Node, opset: int) -> None:
 
 def _group_normalization(node: ir.Node, opset: int) -> None:
     """InstanceNormalization of [N, G, -1], then scale and bias of every channel (ONNX, opset 21)."""
-    x, scale, bias = (const(v) if i else v for i, v in enumerate(node.inputs[:3]))
+    x, scale, bias = node.inputs[0], const(node.inputs[1]), const(node.inputs[2])
     shape = shape_of(node.inputs[0])
     groups = int(attr(node, "num_groups", 1))
-    if shape is None or not isinstance(scale, np.ndarray) or not isinstance(bias, np.ndarray):
+    if shape is None or scale is None or bias is None:
         raise Refusal("its shape, scale or bias is computed")
     if scale.size != shape[1]:  # opset 18 had one of a group
         scale, bias = (np.repeat(a, shape[1] // groups) for a in (scale, bias))
@@ -183,12 +186,13 @@ def _group_normalization(node: ir.Node, opset: int) -> None:
     ones = _constant(node, "ones", np.ones(groups, scale.dtype))
     zeros = _constant(node, "zeros", np.zeros(groups, scale.dtype))
     epsilon = {"epsilon": float(attr(node, "epsilon", 1e-5))}
-    _put(node, [
+    steps: list[_Step] = [
         ("Reshape", [x, split], {}), ("InstanceNormalization", [0, ones, zeros], epsilon),
         ("Reshape", [1, whole], {}),
         ("Mul", [2, _constant(node, "scale", scale.reshape(spread))], {}),
         ("Add", [3, _constant(node, "bias", bias.reshape(spread))], {}),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    _put(node, steps)
 
 
 def _grid_sample(node: ir.Node, opset: int) -> None:
@@ -211,8 +215,6 @@ _REWRITES: dict[str, tuple[int, Callable[[ir.Node, int], None]]] = {
     "GroupNormalization": (21, _group_normalization),
     "GridSample": (20, _grid_sample),
 }
-
-_Step = tuple[str, list[Any], dict[str, Any]]  # op, inputs (numbers are earlier steps), attributes
 
 
 def _put(node: ir.Node, steps: Sequence[_Step]) -> None:

@@ -15,7 +15,7 @@ def compare(
 
     `limit_db` is the least signal-to-noise ratio, in decibels, that passes.
     """
-    outputs = []
+    outputs: list[dict[str, Any]] = []
     for name in goldens[0]:
         noise = signal = scale = worst = 0.0
         same = 0

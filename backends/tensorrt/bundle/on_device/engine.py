@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ _NO_MEMORY = ("out of memory", "outofmemory", "insufficient", "bad_alloc", "memo
 def load() -> tuple[Any, Version] | None:
     """TensorRT's module and its version; None where it is not installed."""
     try:
-        import tensorrt
+        tensorrt = importlib.import_module("tensorrt")
     except ImportError:
         return None
     return tensorrt, parse_version(tensorrt.__version__)

@@ -7,11 +7,11 @@ that is found, not the JetPack.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Tuple  # noqa: UP035 - an alias is evaluated: Python 3.8
 
 from .store import Refused
 
-Version = tuple  # (major, minor, patch)
+Version = Tuple[int, ...]  # noqa: UP006 - major, minor, patch
 
 JETPACKS = (
     ("JetPack 5.1", (8, 5, 2)),

@@ -16,7 +16,7 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 import effc
-from effc.build import BuildOptions
+from effc.choices import BuildOptions
 
 STAND_IN = Path(__file__).parent / "stand_in"
 SCRIPT = "build_on_device.py"

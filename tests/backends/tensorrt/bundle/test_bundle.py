@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from onnx import numpy_helper
 
 import effc
 from effc.backends.tensorrt.bundle.on_device import store
-from effc.build import BuildOptions
+from effc.choices import BuildOptions
 from effc.core.artifact import load_artifact
 from effc.core.check_quantization import check_quantization
 from effc.core.errors import ConfigError, EffcError, VerificationError
@@ -41,7 +42,7 @@ def answers(path: Path, feeds: list[Array]) -> list[Array]:
 
 def sqnr(wanted: list[Array], found: list[Array]) -> float:
     noise = sum(float(((a - b) ** 2).sum()) for a, b in zip(wanted, found, strict=True))
-    return 10 * np.log10(sum(float((a**2).sum()) for a in wanted) / noise)
+    return 10 * math.log10(sum(float((a**2).sum()) for a in wanted) / noise)
 
 
 @pytest.mark.parametrize("name", FILES)
