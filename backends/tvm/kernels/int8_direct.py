@@ -14,7 +14,7 @@ from effc.backends.tvm.kernels.axes import Axis, merge
 from effc.backends.tvm.kernels.blocking import Rule
 from effc.backends.tvm.kernels.direct import Direct, Source
 from effc.backends.tvm.kernels.gemm import Product
-from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, is_arm, scheme, weight_dtype
+from effc.backends.tvm.kernels.int8_dot import QUAD, arrange, scheme, weight_dtype
 from effc.backends.tvm.kernels.loops import int32
 
 Array = npt.NDArray[Any]
@@ -31,9 +31,10 @@ class IntegerRule(Rule):
         keeps beside products and a mask.
         """
         accumulators = pixels * blocks
-        if is_arm(isa):
-            inputs = -(-pixels // 4) * (1 if scheme(isa) == "sdot" else 2)
-            return accumulators + blocks + inputs <= isa.registers - 2
+        if scheme(isa) == "sdot":
+            return accumulators + blocks + -(-pixels // 4) <= isa.registers - 2
+        if scheme(isa) == "smlal":  # LLVM loads the weights of all four channels at once
+            return accumulators + QUAD * blocks + 2 * -(-pixels // 4) <= isa.registers - 3
         if scheme(isa) == "madd" and (blocks > 2 or accumulators + 2 * blocks > isa.registers - 6):
             return False
         return accumulators + blocks <= isa.registers - (10 if isa.registers == 32 else 5)

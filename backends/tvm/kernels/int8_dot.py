@@ -9,6 +9,7 @@ dot product, else `smlal` by element on int16. Plain arithmetic on unsigned byte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -119,46 +120,66 @@ def quad(x: Any, at: Expr, count: int = QUAD, *, flip: bool = False) -> Expr:
     return word ^ tirx.const(_FLIP if count == QUAD else 0x808080 >> 8 * (3 - count), "int32")
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Four bytes that are part `number` (0 to 3) of a vector of 16: AArch64 multiplies by elements."""
+
+    vector: Expr  # int8x16
+    number: int
+
+    def words(self) -> Expr:
+        """The four bytes in each of four int32."""
+        words = tirx.reinterpret("int32x4", self.vector)
+        return tirx.Shuffle([words], [tirx.const(self.number, "int32")] * 4)
+
+    def channel(self, i: int) -> Expr:
+        """Byte i as four int16."""
+        half, place = divmod(self.number, 2)
+        order = [tirx.const(8 * half + k, "int32") for k in range(8)]
+        wide = tirx.Cast("int16x8", tirx.Shuffle([self.vector], order))
+        # the fence keeps LLVM from widening each element by itself
+        wide = tirx.reinterpret("int16x8", fence(tirx.reinterpret("float32x4", wide), "float32x4"))
+        return tirx.Shuffle([wide], [tirx.const(place * QUAD + i, "int32")] * 4)
+
+
 def quads_of_row(
     x: Any, at: Expr, offsets: Sequence[int], *, flip: bool = False
-) -> dict[int, Expr] | None:
-    """offset -> the four bytes that far behind element `at`, as vectors of four equal int32.
+) -> dict[int, Part] | None:
+    """offset -> the four bytes that far behind element `at`.
 
-    Read as vectors of 16 bytes that stay between the first and the last quad: AArch64 multiplies by an
-    element of a vector. None where they span less than a vector, or lie far apart.
+    Read as vectors that stay between the first and the last quad. None where they span less than a
+    vector, or lie far apart.
     """
     first, end, size = offsets[0], offsets[-1] + QUAD, 4 * QUAD
     if end - first < size or any((o - first) % QUAD for o in offsets):
         return None
-    found: dict[int, Expr] = {}
+    found: dict[int, Part] = {}
     left = list(offsets)
     while left:
         start = min(left[0], end - size)
-        vector = read(x, at + start, size)
+        vector = tirx.reinterpret(f"int8x{size}", read(x, at + start, size))
         if flip:
-            vector = tirx.reinterpret(f"int8x{size}", vector) ^ tirx.const(-128, f"int8x{size}")
-        words = tirx.reinterpret("int32x4", vector)
+            vector = vector ^ tirx.const(-128, f"int8x{size}")
         taken = [o for o in left if o < start + size]
-        for o in taken:
-            lane = tirx.const((o - start) // QUAD, "int32")
-            found[o] = tirx.Shuffle([words], [lane] * 4)
+        found.update((o, Part(vector, (o - start) // QUAD)) for o in taken)
         left = left[len(taken) :]
         if len(taken) == 1 and left:
             return None
     return found
 
 
-def dot(isa: Isa, total: Expr, word: Expr, w: Any, at: Expr) -> Expr:
+def dot(isa: Isa, total: Expr, word: Expr | Part, w: Any, at: Expr) -> Expr:
     """`total` (int32 lanes) plus the step of the input `word` and the weights at element `at` of `w`."""
     lanes = isa.lanes
     if scheme(isa) in ("vnni", "sdot"):
         spread = tirx.reinterpret(f"int8x{4 * lanes}", every_lane(isa, word))
         return dp(isa, total, spread, read(w, at, 4 * lanes))
     if scheme(isa) == "smlal":
-        wide = tirx.Cast("int16x16", tirx.reinterpret("int8x16", every_lane(isa, word)))
+        part = word
+        if not isinstance(part, Part):
+            part = Part(tirx.reinterpret("int8x16", every_lane(isa, word)), 0)
         for i in range(QUAD):
-            channel = tirx.Shuffle([wide], [tirx.const(i, "int32")] * lanes)
-            total = smlal(total, channel, read(w, at + i * lanes, lanes))
+            total = smlal(total, part.channel(i), read(w, at + i * lanes, lanes))
         return total
     if scheme(isa) == "madd":
         spread = tirx.reinterpret(f"int16x{2 * lanes}", tirx.Broadcast(word, lanes))
@@ -187,9 +208,9 @@ def add_bytes(isa: Isa, total: Expr, word: Expr) -> Expr:
     return total
 
 
-def every_lane(isa: Isa, word: Expr) -> Expr:
-    """An int32 in every lane; what is a vector already stays as it is."""
-    return word if isinstance(word, tirx.Shuffle) else tirx.Broadcast(word, isa.lanes)
+def every_lane(isa: Isa, word: Expr | Part) -> Expr:
+    """An int32 in every lane."""
+    return word.words() if isinstance(word, Part) else tirx.Broadcast(word, isa.lanes)
 
 
 def smlal(total: Expr, x: Expr, w: Expr) -> Expr:

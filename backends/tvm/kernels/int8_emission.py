@@ -18,6 +18,7 @@ from effc.backends.tvm.kernels.int8_bias import borders_of, tile_rows
 from effc.backends.tvm.kernels.int8_direct import Integer, IntegerConv
 from effc.backends.tvm.kernels.int8_dot import (
     QUAD,
+    Part,
     dot,
     flips,
     is_arm,
@@ -214,7 +215,7 @@ class IntegerEmission(Emission):
         for i, inside in enumerate(valid):
             if not inside:
                 continue
-            word = words.get(i)
+            word: Any = words.get(i)
             if word is None:
                 word = quad(self.x, x + i * pixel_stride, count, flip=self.flip)
             for j in range(u):
@@ -224,7 +225,7 @@ class IntegerEmission(Emission):
                 stmts.append(write(self.acc, total, at, self.lanes))
         return stmts
 
-    def _words(self, x: Expr, pixel_stride: int, valid: tuple[bool, ...]) -> dict[int, Expr]:
+    def _words(self, x: Expr, pixel_stride: int, valid: tuple[bool, ...]) -> dict[int, Part]:
         """The pixels that are read as parts of vectors."""
         pixels = [i for i, inside in enumerate(valid) if inside]
         if not is_arm(self.direct.isa) or pixel_stride > 2 * QUAD:

@@ -196,14 +196,18 @@ def test_operators_behind_it(compiled: Any) -> None:
     np.testing.assert_array_equal(found, np.maximum(expected(case, d), beside))
 
 
+@pytest.mark.parametrize(
+    ("target", "product"), [("raspberry-pi-4", "smlal"), ("cortex-a55", "sdot")]
+)
 @pytest.mark.parametrize("name", ["3x3", "stem", "depthwise", "residual"])
-def test_compiles_elsewhere(name: str) -> None:
-    isa = isa_of(load_profile("raspberry-pi-4"))
+def test_compiles_elsewhere(name: str, target: str, product: str) -> None:
+    isa = isa_of(load_profile(target))
     asm = tir.llvm_module(
         [int_conv(EVERYWHERE[name].spec(isa), "f", isa, IDENTITY).func], isa.target()
     ).inspect_source("asm")
-    wanted = "fmla" if name == "depthwise" else "mla"
-    assert wanted in asm
+    assert product in asm
+    assert "fcvtns" in asm
+    assert "fmla" not in asm  # products and sums are rounded apart
 
 
 def test_a_plain_input_has_few_channels() -> None:
