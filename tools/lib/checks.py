@@ -37,6 +37,12 @@ SYSTEM_TOOLS = (
         "riscv64-unknown-elf-gcc", ("gcc-riscv64-unknown-elf",), "builds firmware for RISC-V"
     ),
     SystemTool("qemu-system-riscv32", ("qemu-system-misc",), "runs firmware for RISC-V"),
+    SystemTool(
+        "aarch64-linux-gnu-gcc",
+        ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
+        "links artifacts for ARM Linux",
+    ),
+    SystemTool("qemu-aarch64", ("qemu-user",), "runs artifacts for ARM Linux"),
     SystemTool("ssh", ("openssh-client",), "takes bundles to their device"),
     SystemTool("sshd", ("openssh-server",), "plays that device in the tests"),
 )
