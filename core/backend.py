@@ -110,6 +110,10 @@ class Backend(ABC, Generic[L]):
     def devices(self, target: Target) -> Iterable[Device]:
         """Where an artifact for `target` can run from here; empty when nowhere."""
 
+    def further_shapes(self, target: Target) -> Sequence[Mapping[str, tuple[int, ...]]]:
+        """Shapes of inputs, besides the usual ones, that the artifact takes; each is verified like those."""
+        return ()
+
     def why_no_device(self, target: Target) -> str:
         """The reason when `devices` is empty: it stands in the verdict `not run`."""
         return f"no device for {target.profile.name} is reachable from this machine"

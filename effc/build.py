@@ -39,6 +39,7 @@ from effc.core.source import Source
 from effc.core.specs import static_specs
 from effc.core.target import Target
 from effc.core.verify import judge, quantized_outputs
+from effc.further_shapes import at_further_shapes
 from effc.passes.compress.report import read_notes
 from effc.precision.bits import beside_integers
 from effc.precision.plan import Workbench, compress, part
@@ -163,6 +164,17 @@ def build(
         if device is not None:
             progress("verify", 0.6)
             verdict = _verify(device, artifact, loaded, goldens, records)
+            verdict = at_further_shapes(
+                verdict,
+                backend.further_shapes(chosen),
+                device,
+                artifact,
+                lambda shapes: load_source(
+                    source, replace(options, shapes={**options.shapes, **shapes})
+                ),
+                lambda other: open_calibration(other, options),
+                _promise(records),
+            )
             verdict = beside_integers(verdict, model, device, artifact, goldens.feeds)
             artifact = _with(artifact, verdict=_noted(verdict, device))
             timed = options.measure and backend.times(device)
@@ -296,7 +308,7 @@ def _verify(
     records: Sequence[PassRecord],
 ) -> Verdict:
     """The artifact's answers on `device`, held to the weakest promise of the passes that changed anything."""
-    promise = max((Effect[r.effect] for r in records if r.rewrites), default=Effect.EXACT)
+    promise = _promise(records)
     with device.runner(artifact) as runner:
         answers = [runner.infer(f) for f in goldens.feeds]
 
@@ -304,6 +316,11 @@ def _verify(
         return record_goldens(source.model, goldens.feeds, optimize=True)
 
     return judge(goldens.answers, answers, promise, control, quantized_outputs(source.model))
+
+
+def _promise(records: Sequence[PassRecord]) -> Effect:
+    """The weakest promise of the passes that changed anything."""
+    return max((Effect[r.effect] for r in records if r.rewrites), default=Effect.EXACT)
 
 
 def _noted(verdict: Verdict, device: Device) -> Verdict:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effc.backends.coreml.options import Options
+from effc.backends.coreml.sizes import Sizes
 from effc.core.errors import ConfigError
 from effc.core.preprocess import Preprocess
 
@@ -28,13 +29,29 @@ class Port:
     kind: str  # "fp32", "fp16", "int32"
     mil_shape: tuple[int, ...]
     image: Picture | None = None
+    sizes: Sizes | None = None  # of an input: the shapes that it takes besides its own
+    open: tuple[int, ...] = ()  # the axes, as the source has them, that are longer or shorter then
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        return shape == self.shape or (self.sizes is not None and self.sizes.accepts(shape))
+
+    def described(self) -> str:
+        """The shapes of an input, for messages."""
+        if self.sizes is None:
+            return str(list(self.shape))
+        alone = f"{list(self.shape)} or " if self.sizes.shapes else ""
+        return alone + self.sizes.text()
 
     def describe(self) -> dict[str, Any]:
         plain: dict[str, Any] = {
             "name": self.name, "dtype": self.dtype, "shape": list(self.shape), "mil": self.mil,
             "kind": self.kind, "mil_shape": list(self.mil_shape),
         }  # fmt: skip
-        return plain if self.image is None else {**plain, "image": self.image.describe()}
+        if self.image is not None:
+            plain["image"] = self.image.describe()
+        if self.sizes is not None:
+            plain["sizes"] = self.sizes.describe()
+        return {**plain, "open": list(self.open)} if self.open else plain
 
     @classmethod
     def from_description(cls, d: dict[str, Any]) -> Port:
@@ -42,6 +59,7 @@ class Port:
         return cls(
             d["name"], d["dtype"], tuple(d["shape"]), d["mil"], d["kind"], tuple(d["mil_shape"]),
             None if image is None else Picture(**image),
+            Sizes.from_description(d["sizes"]) if "sizes" in d else None, tuple(d.get("open", ())),
         )  # fmt: skip
 
 

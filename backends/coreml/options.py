@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from effc.backends.coreml.sizes import Sizes, parse_sizes
 from effc.core.errors import ConfigError
 from effc.core.target import Target
 
@@ -17,6 +18,7 @@ METADATA = ("author", "license", "version", "description")
 OPTIONS = {
     "deployment": f"the oldest system: {', '.join(DEPLOYMENT)}",
     "input": "image (pixels of a picture, where the preprocessing is known) or tensor",
+    "sizes": "further shapes of an input: NAME=1,3,192..320,192..320 (range) or NAME=1,3,192,192;1,3,320,320",
     "labels": "a text file with one class name a line",
     "scores": "the output that the labels are of, where there is more than one",
     "function": "the name of the function, main by default",
@@ -37,6 +39,7 @@ class Options:
     metadata: dict[str, str] = field(default_factory=dict)
     function: str = "main"
     join: dict[str, Path] = field(default_factory=dict)
+    sizes: Sizes | None = None
 
 
 def options_of(target: Target) -> Options:
@@ -59,6 +62,11 @@ def options_of(target: Target) -> Options:
     kind = given.get("input", "")
     if kind not in ("", "image", "tensor"):
         raise ConfigError(f"--backend-option input={kind}: it is image or tensor")
+    if "sizes" in given and ("join" in given or "function" in given):
+        raise ConfigError(
+            "--backend-option sizes makes one function for all sizes, join one for each",
+            hint="choose one of them",
+        )
     return Options(
         deployment,
         DEPLOYMENT[deployment],
@@ -68,6 +76,7 @@ def options_of(target: Target) -> Options:
         {key: given[key] for key in METADATA if key in given},
         _identifier(given.get("function", "main")),
         _joined(given.get("join", ""), given.get("function", "main"), DEPLOYMENT[deployment]),
+        parse_sizes(given["sizes"]) if "sizes" in given else None,
     )
 
 

@@ -60,14 +60,18 @@ def packed(port: Port, array: Array) -> Any:
         return port.image.image(array)
     if port.kind == "int32":
         wide = np.minimum(array, np.iinfo(np.int64).max) if array.dtype == np.uint64 else array
-        return saturate(wide).reshape(port.mil_shape)
+        whole = saturate(wide)
+        return whole if port.open else whole.reshape(port.mil_shape)
     number = {"fp32": np.float32, "fp16": np.float16}[port.kind]
-    return np.asarray(array, number).reshape(port.mil_shape)
+    given = np.asarray(array, number)
+    return given if port.open else given.reshape(port.mil_shape)
 
 
 def unpacked(port: Port, array: Any) -> Array:
     """An output of the package as the source has it."""
-    found = np.asarray(array).reshape(port.shape)
+    found = np.asarray(array)
+    if not port.open:
+        found = found.reshape(port.shape)
     if port.dtype == "bool":
         found = found != 0
     result: Array = found.astype(np.dtype(port.dtype))
@@ -121,9 +125,9 @@ class PackageRunner(Runner):
             if port.name not in feeds:
                 raise ConfigError(f"input {port.name!r} is missing")
             array = np.asarray(feeds[port.name])
-            if array.shape != port.shape:
+            if not port.accepts(array.shape):
                 raise ConfigError(
-                    f"input {port.name!r} has the shape {list(array.shape)} instead of {list(port.shape)}"
+                    f"input {port.name!r} has the shape {list(array.shape)} instead of {port.described()}"
                 )
             given[port.mil] = packed(port, array)
         found = self.predict(given)

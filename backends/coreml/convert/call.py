@@ -61,6 +61,8 @@ class Scope:
     facts: dict[str, int] = field(default_factory=dict)  # for the report
     parent: Scope | None = None
     run: Callable[[Scope, ir.Graph], Sequence[Var]] | None = None  # lowers a subgraph in place
+    # of values by name: which axes have other extents at other sizes of the input
+    open: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
 
     def find(self, value: ir.Value) -> Var | None:
         scope: Scope | None = self
@@ -132,6 +134,11 @@ class Call:
                 "fix the shapes with --shape, or cut the model before that",
             )
         return found
+
+    def open(self, value: ir.Value) -> tuple[bool, ...]:
+        """Which axes of `value` have other extents at other sizes; () where none has."""
+        flags = self.scope.open.get(str(value.name), ())
+        return flags if any(flags) else ()
 
     def rank(self, index: int = 0) -> int:
         return len(self.shape(index))

@@ -16,8 +16,31 @@ from effc.backends.coreml.convert.table import op
 def reshape(c: Call) -> Var:
     """All of them are the same elements in another static shape."""
     x = c.plain(c.raw())
+    if c.open(c.node.outputs[0]):
+        return _reshape_open(c, x)
     result = c.reshaped(x, c.out_shape())
     return c.mb.identity(x=x) if result is x else result
+
+
+def _reshape_open(c: Call, x: Var) -> Var:
+    """To a shape some of whose extents are known at run time: one is what is left (-1), others are those
+    of `x` at the same place, counted from the right (0; before iOS 17 only between equal ranks)."""
+    flags, out, source = c.open(c.node.outputs[0]), c.out_shape(), c.shape()
+    before = c.open(c.value(0))
+    if max(len(out), len(source)) > MAX_RANK:
+        raise Refusal(f"its rank is over {MAX_RANK}, and its shape is not the same at all sizes")
+    shift = len(source) - len(out)
+    target = [-1 if depends else d for d, depends in zip(out, flags, strict=True)]
+    for i, d in enumerate(out):
+        same = 0 <= i + shift and before and before[i + shift] and source[i + shift] == d
+        if flags[i] and target.count(-1) > 1 and same and (c.ios >= 17 or not shift):
+            target[i] = 0
+    if target.count(-1) > 1:
+        raise Refusal(
+            f"two extents of its result {list(out)} depend on the size of the input",
+            "leave sizes out, and build one function for each size",
+        )
+    return c.mb.reshape(x=x, shape=np.array(target, np.int32))
 
 
 @op("Identity", "Dropout")
@@ -145,10 +168,15 @@ def slice_(c: Call) -> Var:
             reverse.append(a)
     x = c.x()
     whole = begin == [0] * rank and end == list(shape) and stride == [1] * rank
+    flags = c.open(c.value(0)) or (False,) * rank
+    # to the end, wherever that is
+    masks = [f and e == d for f, e, d in zip(flags, end, shape, strict=True)]
     if not whole:
+        given = {"end_mask": np.array(masks)} if any(masks) else {}
         x = c.mb.slice_by_index(
-            x=x, begin=np.array(begin, np.int32), end=np.array(end, np.int32),
-            stride=np.array(stride, np.int32),
+            x=x, begin=np.array(begin, np.int32),
+            end=np.array([0 if m else e for m, e in zip(masks, end, strict=True)], np.int32),
+            stride=np.array(stride, np.int32), **given,
         )  # fmt: skip
     if reverse:
         return c.mb.reverse(x=x, axes=np.array(reverse, np.int32))

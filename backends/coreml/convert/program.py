@@ -47,11 +47,14 @@ def convert(
     *,
     picture: Picture | None = None,
     scores: Callable[[Sequence[Port]], Port] | None = None,
+    open_axes: Mapping[str, tuple[bool, ...]] | None = None,
 ) -> Converted:
     """Lower `model` to a MIL program with the operators of iOS `ios` (16, 17, 18).
 
-    With `picture` its input is pixels; with `scores` the output that this chooses feeds a classifier, too.
-    UnsupportedOpError lists every node that can't be lowered; a node behind one is not looked at twice.
+    `open_axes` says of values by name which axes have other extents at other sizes of the input: what
+    is lowered then is the same there, where MIL allows it. With `picture` the input is pixels; with `scores` the output
+    that this chooses feeds a classifier, too. UnsupportedOpError lists every node that can't be lowered; a
+    node behind one is not looked at twice.
     """
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
@@ -71,7 +74,7 @@ def convert(
     facts: dict[str, int] = {}
     version = getattr(ct.target, f"iOS{ios}")
     with Function(placeholders, opset_version=version) as function:
-        scope = Scope(mb, ios, {}, facts)
+        scope = Scope(mb, ios, {}, facts, open=open_axes or {})
         walk = _Walk()
         scope.run = walk.graph
         for value, port in zip(_fed(model), ports, strict=True):

@@ -48,6 +48,8 @@ def resize(c: Call) -> Var:
     if mode not in ("linear", "cubic"):
         raise Refusal(f"its mode {mode!r} is unknown")
     c.only_float()
+    if c.open(c.value(0)):
+        return _upsampled(c, x, axes)
     native = _bilinear(c, x, axes, changed) if mode == "linear" else None
     if native is not None:
         return native
@@ -177,6 +179,29 @@ def _bilinear(c: Call, x: Var, axes: list[Axis], changed: list[int]) -> Var | No
     return c.mb.resize_bilinear(
         x=x, target_size_height=last[0].out, target_size_width=last[1].out, sampling_mode=mode
     )
+
+
+def _upsampled(c: Call, x: Var, axes: list[Axis]) -> Var:
+    """Bilinear by whole factors, which fit an input of any size."""
+    transform = c.text("coordinate_transformation_mode", "half_pixel")
+    half = transform in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric")
+    factors = [a.out // a.extent for a in axes]
+    fits = (
+        c.text("mode") == "linear" and len(axes) == 4 and factors[:2] == [1, 1]
+        and all(f * a.extent == a.out for f, a in zip(factors, axes, strict=True))
+        and not c.attr("antialias", 0) and not c.attr("exclude_outside", 0)
+        and (half or transform == "align_corners")
+    )  # fmt: skip
+    if not fits:
+        raise Refusal(
+            f"it resizes ({c.text('mode')}, {transform}) {[a.extent for a in axes]} to "
+            f"{[a.out for a in axes]}, which Core ML has for one size only",
+            "leave sizes out, and build one function for each size",
+        )
+    return c.mb.upsample_bilinear(
+        x=x, scale_factor_height=np.float32(factors[2]), scale_factor_width=np.float32(factors[3]),
+        align_corners=not half, half_pixel_centers=half,
+    )  # fmt: skip
 
 
 def _grid(mode: str, axis: Axis) -> Floats:
