@@ -30,8 +30,7 @@ class _Pair:
         found = {}
         for side, name in (("A", self.a), ("B", self.b)):
             steps = self.numbers[f"{side}_STRIDE"], self.numbers[f"{side}_STEP"]
-            once = self.numbers["OUTER"] == 1 or steps[1] == self.numbers["INNER"]
-            if isinstance(name, str) and steps[0] == 1 and once:
+            if isinstance(name, str) and steps == (1, self.numbers["INNER"]):
                 found[name] = 0
         return found
 
@@ -45,7 +44,7 @@ def _pair(low: Lowering, node: ir.Node) -> _Pair:
             order = low.known(value).order
             break
     stored = [shape[k] for k in order]
-    names, periods = [], []
+    names, repeats = [], []
     for value in node.inputs[:2]:
         if value is None:
             raise Refusal("an operand is missing", "give it")
@@ -65,26 +64,36 @@ def _pair(low: Lowering, node: ir.Node) -> _Pair:
             names.append(low.constant(str(value.name), flat))  # type: ignore[arg-type]
         else:
             names.append(low.read(value, order))  # type: ignore[arg-type]
-        lies = [wide[k] for k in order]
-        tail = 0
-        while tail < rank and lies[rank - 1 - tail] == stored[rank - 1 - tail]:
-            tail += 1
-        if any(n != 1 for n in lies[: rank - tail]):
-            raise Refusal(
-                f"it repeats an operand of shape {own} along inner axes",
-                "repeat whole tensors, channels, or one number",
-            )
-        periods.append(math.prod(lies))
+        repeats.append(_repeats([wide[k] for k in order], stored))
     count = math.prod(shape)
-    inner = min((p for p in periods if p not in (1, count)), default=count)
-    if any(p not in (1, inner, count) for p in periods):
+    inner = {math.prod(stored[at:]) for at, _ in repeats if at is not None}
+    if len(inner) > 1:
         raise Refusal("both operands repeat", "expand one of them")
-    numbers = {"OUTER": count // inner if inner else 0, "INNER": inner}
-    for side, period in zip("AB", periods, strict=True):
-        whole = period == count and count != 1
-        numbers[f"{side}_STRIDE"] = int(period != 1 or count == 1)
-        numbers[f"{side}_STEP"] = inner if whole and inner != count else 0
+    run = inner.pop() if inner else count
+    numbers = {"OUTER": count // run if run else 0, "INNER": run}
+    steps = {"whole": (1, run), "one": (0, 0), "front": (0, 1), "back": (1, 0)}
+    for side, (_, kind) in zip("AB", repeats, strict=True):
+        numbers[f"{side}_STRIDE"], numbers[f"{side}_STEP"] = steps[kind]
     return _Pair(names[0], names[1], order, numbers)
+
+
+def _repeats(lies: list[int], stored: list[int]) -> tuple[int | None, str]:
+    """How an operand of extents `lies` repeats in `stored`, and the axis at which that changes.
+
+    "whole": not at all; "one": one number; "front": only the axes before are its own; "back": those behind.
+    """
+    axes = [k for k, n in enumerate(stored) if n != 1]
+    own = [lies[k] == stored[k] for k in axes]
+    if all(own):
+        return None, "whole"
+    if not any(own):
+        return None, "one"
+    change = next(i for i in range(1, len(own)) if own[i] != own[i - 1])
+    if own != [own[0]] * change + [not own[0]] * (len(own) - change):
+        raise Refusal(
+            "it repeats an operand along separate axes", "repeat leading or trailing axes only"
+        )
+    return axes[change], "front" if own[0] else "back"
 
 
 def add(low: Lowering, node: ir.Node) -> None:
