@@ -120,6 +120,10 @@ class Connection:
         """Copy the file or folder `path` from there into `folder`."""
         self._copy([f"scp://{self.address.url}/{path}", str(folder.resolve())])
 
+    def command(self, command: Sequence[str]) -> list[str]:
+        """What runs `command` there with this machine's pipes; arguments that are added must be plain words."""
+        return [*self._program("ssh"), "-T", "--", f"ssh://{self.address.url}", shlex.join(command)]
+
     def _copy(self, ends: list[str]) -> None:
         done = _run([*self._program("scp"), "-q", "-r", "--", *ends], self.address)
         if done.returncode != 0:
