@@ -166,6 +166,13 @@ class TvmBackend(Backend["Program"]):
         from effc.backends.tvm.runner import Host
 
         isa = _isa(target)
+        if address := target.options.get("device", ""):
+            from effc.backends.tvm.over_ssh import Board
+            from effc.core.ssh import Address
+
+            Address.parse(address)
+            config = target.options.get("ssh-config", "")
+            return (Board(address, Path(config) if config else None),)
         if is_native(isa.triple):
             return (Host(),) if runs_on(isa, host_isa()) else ()
         return (qemu_user.QemuUser(isa),) if qemu_user.available(isa.triple) else ()
