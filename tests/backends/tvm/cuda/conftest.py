@@ -23,38 +23,16 @@ if shutil.which("g++") is None:
 from effc.backends.tvm.cuda import library  # noqa: E402
 from effc.backends.tvm.cuda.gpu import gpu_of  # noqa: E402
 from effc.backends.tvm.cuda.lower import lower  # noqa: E402
-from effc.backends.tvm.cuda.source import HEADERS, RUNTIME, cuda_source, launched, source_of  # noqa: E402
+from effc.backends.tvm.cuda.source import launched  # noqa: E402
 from effc.backends.tvm.library import link  # noqa: E402
 from effc.backends.tvm.program import Program  # noqa: E402
 from effc.backends.tvm.storing import store_constants  # noqa: E402
 from effc.core.profiles import load_profile  # noqa: E402
 
+from . import walk  # noqa: E402
+
 Array = np.ndarray[Any, Any]
 HERE = Path(__file__).parent / "emulator"
-_FLAGS = [
-    "-std=c++17",
-    "-O1",
-    "-fPIC",
-    "-shared",
-    "-w",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-]
-
-
-def emulated(program: Program, folder: Path) -> Path:
-    """The kernels of `program` as a library for the CPU (walk.py), under their own names."""
-    lines = ['#include "emulate.h"', cuda_source(program)]
-    for kernel in (k for k in launched(program) if k.tasks):
-        name, count = kernel.name, len(kernel.params)
-        barriers = int(source_of(kernel).product)
-        lines.append(f"EMULATED({name}, {count}, {barriers})")
-    (folder / "kernels.cpp").write_text("\n".join(lines))
-    for header in HEADERS:
-        shutil.copy(RUNTIME / header, folder / header)
-    command = ["g++", *_FLAGS, f"-I{HERE}", f"-I{folder}", "kernels.cpp", "-o", "kernels.so"]
-    subprocess.run(command, cwd=folder, check=True, timeout=300)
-    return folder / "kernels.so"
 
 
 def emulated_library(program: Program, folder: Path, image: bytes = b"\x7fELF, of nothing") -> Path:
@@ -145,8 +123,7 @@ def execute(fake_driver: Worker, tmp_path_factory: pytest.TempPathFactory) -> An
     def make(model: ir.Model, cores: int = 4) -> Executed:
         program = lower(model, gpu_of(load_profile("h200")), cores)
         folder = tmp_path_factory.mktemp("program")
-        return Executed(
-            program, emulated(program, folder), emulated_library(program, folder), fake_driver
-        )
+        kernels = walk.compiled({k.name: k for k in launched(program) if k.tasks}, folder)
+        return Executed(program, kernels, emulated_library(program, folder), fake_driver)
 
     return make

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from effc.backends.tvm.cuda.source import HEADERS, RUNTIME, launched, source_of
-from effc.backends.tvm.program import Program
+from effc.backends.tvm.program import Kernel, Program
 
 Array = np.ndarray[Any, Any]
 HERE = Path(__file__).parent / "emulator"
@@ -20,20 +20,25 @@ HERE = Path(__file__).parent / "emulator"
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-ffp-contract=off", "-fno-strict-aliasing")
 
 
-def compiled(programs: Sequence[Program], folder: Path, name: str = "kernels") -> Path:
-    """All kernels as one library: `launch_p<i>_<kernel>(arguments, grid, block, reversed)`."""
+def compiled(kernels: Mapping[str, Kernel], folder: Path) -> Path:
+    """Kernels under the given names as a library: `launch_<name>(arguments, grid, block, reversed)`."""
     lines = ['#include "emulate.h"', '#include "product.cuh"']
-    for i, program in enumerate(programs):
-        for kernel in (k for k in launched(program) if k.tasks):
-            source, unique = source_of(kernel), f"p{i}_{kernel.name}"
-            lines.append(source.source.replace(kernel.name, unique))
-            lines.append(f"EMULATED({unique}, {len(kernel.params)}, {int(source.product)})")
-    (folder / f"{name}.cpp").write_text("\n".join(lines))
+    for unique, kernel in kernels.items():
+        source = source_of(kernel)
+        lines.append(source.source.replace(kernel.name, unique))
+        lines.append(f"EMULATED({unique}, {len(kernel.params)}, {int(source.product)})")
+    (folder / "kernels.cpp").write_text("\n".join(lines))
     for header in HEADERS:
         shutil.copy(RUNTIME / header, folder / header)
-    command = ["g++", *FLAGS, f"-I{HERE}", f"-I{folder}", f"{name}.cpp", "-o", f"{name}.so"]
+    command = ["g++", *FLAGS, f"-I{HERE}", f"-I{folder}", "kernels.cpp", "-o", "kernels.so"]
     subprocess.run(command, cwd=folder, check=True, timeout=600)
-    return folder / f"{name}.so"
+    return folder / "kernels.so"
+
+
+def together(programs: Sequence[Program], folder: Path) -> ctypes.CDLL:
+    """The kernels of several programs, for `run`."""
+    named = {f"p{i}_{k.name}": k for i, p in enumerate(programs) for k in launched(p) if k.tasks}
+    return ctypes.CDLL(str(compiled(named, folder)))
 
 
 def run(
