@@ -103,6 +103,10 @@ class TensorRTBackend(Backend[Lowered]):
     def lower(self, model: ir.Model, target: Target) -> Lowered:
         product, sm, options = product_of(target), compute_capability(target), options_of(target)
         problems = engines.static_problems(model, product, sm, options, target.precision)
+        if product == "bundle":
+            from effc.backends.tensorrt.bundle import problems as bundle_problems
+
+            problems += bundle_problems(model)
         if problems:
             raise UnsupportedOpError(target.profile.name, problems)
         if product == "bundle":

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from effc.backends.tensorrt.bundle.finish import finish, finish_on
 from effc.backends.tensorrt.bundle.verify import Bundled
-from effc.backends.tensorrt.bundle.write import form_pipelines, needs_samples, write_bundle
+from effc.backends.tensorrt.bundle.write import (
+    form_pipelines,
+    needs_samples,
+    problems,
+    write_bundle,
+)
 
-__all__ = ["Bundled", "finish", "finish_on", "form_pipelines", "needs_samples", "write_bundle"]
+__all__ = [
+    "Bundled",
+    "finish",
+    "finish_on",
+    "form_pipelines",
+    "needs_samples",
+    "problems",
+    "write_bundle",
+]

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from effc.core.errors import Problem, UnsupportedOpError
-from effc.core.ir import Array, add_const, attr, const, is_op, replace, shape_of, subgraphs
+from effc.core.ir import Array, add_const, attr, const, is_op, replace, subgraphs
 from effc.core.source import place_of
 
 IR_VERSIONS = {17: 8, 19: 9}  # opset -> the format of files of its time
@@ -28,6 +28,13 @@ class Refusal(Exception):
     """A node has no equal in the older opset; the reason."""
 
 
+def opset_problems(model: ir.Model, opset: int) -> list[Problem]:
+    """Every node of `model`, which is left alone, without an equal at `opset`."""
+    problems: list[Problem] = []
+    _lower(model.clone().graph, opset, problems)
+    return problems
+
+
 def lower_opset(model: ir.Model, opset: int, target: str) -> ir.Model:
     """A copy of `model` at `opset`; UnsupportedOpError lists every node that can't follow."""
     made = model.clone()
@@ -35,6 +42,9 @@ def lower_opset(model: ir.Model, opset: int, target: str) -> ir.Model:
     _lower(made.graph, opset, problems)
     if problems:
         raise UnsupportedOpError(target, problems)
+    for name, value in list(made.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del made.graph.initializers[name]
     made.opset_imports[""] = opset
     made.ir_version = IR_VERSIONS[opset]
     return made
@@ -114,10 +124,10 @@ def _split(node: ir.Node, opset: int) -> None:
     node.attributes.pop("num_outputs", None)
     if count is None or (len(node.inputs) > 1 and node.inputs[1] is not None):
         return
-    shape = shape_of(node.inputs[0])
-    if shape is None:
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    extent = shape[attr(node, "axis", 0)] if shape is not None else None
+    if not isinstance(extent, int):
         raise Refusal("it splits an unknown extent")
-    extent = shape[attr(node, "axis", 0)]
     each = -(-extent // count)
     sizes = [each] * (count - 1) + [extent - each * (count - 1)]
     node.resize_inputs(2)
@@ -174,23 +184,23 @@ def _mish(node: ir.Node, opset: int) -> None:
 def _group_normalization(node: ir.Node, opset: int) -> None:
     """InstanceNormalization of [N, G, -1], then scale and bias of every channel (ONNX, opset 21)."""
     x, scale, bias = node.inputs[0], const(node.inputs[1]), const(node.inputs[2])
-    shape = shape_of(node.inputs[0])
-    groups = int(attr(node, "num_groups", 1))
-    if shape is None or scale is None or bias is None:
-        raise Refusal("its shape, scale or bias is computed")
-    if scale.size != shape[1]:  # opset 18 had one of a group
-        scale, bias = (np.repeat(a, shape[1] // groups) for a in (scale, bias))
-    spread = (1, shape[1], *[1] * (len(shape) - 2))
-    split = _constant(node, "split", np.array([shape[0], groups, -1], np.int64))
-    whole = _constant(node, "whole", np.array(shape, np.int64))
+    shape, groups = x.shape if x is not None else None, int(attr(node, "num_groups", 1))
+    channels = shape[1] if shape is not None else None
+    if shape is None or not isinstance(channels, int) or scale is None or bias is None:
+        raise Refusal("its channels, scale or bias are computed")
+    if scale.size != channels:  # opset 18 had one of a group
+        scale, bias = (np.repeat(a, channels // groups) for a in (scale, bias))
+    spread = (1, channels, *[1] * (len(shape) - 2))
+    split = _constant(node, "split", np.array([0, groups, -1], np.int64))  # 0: the batch, as it is
     ones = _constant(node, "ones", np.ones(groups, scale.dtype))
     zeros = _constant(node, "zeros", np.zeros(groups, scale.dtype))
     epsilon = {"epsilon": float(attr(node, "epsilon", 1e-5))}
     steps: list[_Step] = [
         ("Reshape", [x, split], {}), ("InstanceNormalization", [0, ones, zeros], epsilon),
-        ("Reshape", [1, whole], {}),
-        ("Mul", [2, _constant(node, "scale", scale.reshape(spread))], {}),
-        ("Add", [3, _constant(node, "bias", bias.reshape(spread))], {}),
+        ("Shape", [x], {}),
+        ("Reshape", [1, 2], {}),
+        ("Mul", [3, _constant(node, "scale", scale.reshape(spread))], {}),
+        ("Add", [4, _constant(node, "bias", bias.reshape(spread))], {}),
     ]  # fmt: skip
     _put(node, steps)
 
@@ -228,7 +238,7 @@ def _put(node: ir.Node, steps: Sequence[_Step]) -> None:
         new = ir.node(op, fed, attributes, name=f"{node.name}/{op.lower()}_{at}")
         value = new.outputs[0]
         value.name = f"{out.name}/{op.lower()}_{at}"
-        value.type = out.type
+        value.type = ir.TensorType(ir.DataType.INT64) if op == "Shape" else out.type
         made.append(new)
     made[-1].outputs[0].shape = out.shape
     graph.insert_before(node, made)

@@ -19,7 +19,8 @@ from effc.backends.tensorrt.bundle.forms import (
     single,
     weights_in_pairs,
 )
-from effc.backends.tensorrt.bundle.opset import is_quantized, lower_opset
+from effc.backends.tensorrt.bundle.opset import is_quantized, lower_opset, opset_problems
+from effc.backends.tensorrt.engine import opened
 from effc.backends.tensorrt.legalize import pipeline
 from effc.backends.tensorrt.model_file import write_onnx
 from effc.backends.tensorrt.options import Options, options_of
@@ -57,6 +58,11 @@ def needs_samples(target: Target) -> str:
     return f"{target.precision} for {target.profile.name} needs samples: made-up ones give wrong ranges"
 
 
+def problems(model: ir.Model) -> list[Problem]:
+    """Every node of the legalized `model` that the oldest TensorRT of a bundle can't be given."""
+    return opset_problems(model, OLD)
+
+
 def write_bundle(
     model: ir.Model, target: Target, out: Path, forms: Mapping[str, ir.Model] | None = None
 ) -> Mapping[str, Path]:
@@ -66,6 +72,7 @@ def write_bundle(
     opset that the device's TensorRT reads, or a quantizer breaks TensorRT's rules.
     """
     options, name = options_of(target), target.profile.name
+    model = opened(model, options)
     main = "int8" if is_quantized(model) else _plain(target.precision)
     files: dict[str, Path] = {}
     described: dict[str, Any] = {}
@@ -86,7 +93,7 @@ def write_bundle(
     if main != "int8":
         plain = {main: model, **plain}
     for form, made in plain.items():
-        lowered = lower_opset(made, OLD, name)
+        lowered = lower_opset(made if form == main else opened(made, options), OLD, name)
         files |= _save(lowered, out, f"{form}.onnx")
         flags = {"fp16": ["FP16"], "bf16": ["BF16"]}.get(form, [])
         described[form] = {

@@ -186,7 +186,8 @@ class Running:
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         inputs = [n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         for name in inputs:
-            self.context.set_input_shape(name, shapes[name])
+            if not self.context.set_input_shape(name, shapes[name]):
+                raise Refused(f"the engine takes no {name!r} of shape {list(shapes[name])}")
         self.codes, self.shapes, self.pointers, self.host = {}, {}, {}, {}
         for name in names:
             code = str(self.engine.get_tensor_dtype(name)).rsplit(".", 1)[-1]

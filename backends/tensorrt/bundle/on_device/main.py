@@ -301,12 +301,14 @@ def _run(
         found_trt = engine.load()
         if found_trt is None:
             raise Refused("TensorRT's Python module is gone")
-        running = engine.Running(found_trt[0], cuda, Path(asked["engine"]).read_bytes(), shapes)
+        plan_bytes = Path(asked["engine"]).read_bytes()
+        running = engine.Running(found_trt[0], cuda, plan_bytes, shapes)
         try:
             answers = [running.infer(feeds, golden) for feeds, golden in samples]
             times = running.times(asked["seconds"])
         finally:
             running.close()
+        facts["batches"] = _sweep(found_trt[0], cuda, plan_bytes, bundle["profiles"], shapes, asked)
     verdict = compare(goldens, answers, float(bundle["forms"][step.form]["min_sqnr_db"]))
     facts["verdict"] = verdict
     for place, values in times.items():
@@ -315,3 +317,23 @@ def _run(
             "count": len(values), "values": [1e3 * v for v in values[:: max(1, len(values) // 100)]],
         }  # fmt: skip
     return facts
+
+
+def _sweep(
+    trt: Any, cuda: Any, plan_bytes: bytes, profiles: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]], asked: dict[str, Any],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Median times at the least, the best and the largest shapes of the profiles, on zeros."""
+    rows = []
+    for at, name in enumerate(("least", "best", "largest") if profiles else ()):
+        given = dict(shapes)
+        for tensor, ranges in profiles.items():
+            given[tensor] = tuple(ranges[at])
+        running = engine.Running(trt, cuda, plan_bytes, given)
+        try:
+            times = running.times(asked["seconds"] / 3)
+        finally:
+            running.close()
+        medians = {f"{place}_ms": 1e3 * median(values) for place, values in times.items()}
+        rows.append(dict(medians, shapes=name, inputs={k: list(v) for k, v in given.items()}))
+    return rows

@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from effc.core.errors import ConfigError, EffcError, VerificationError
 from effc.core.measure import Array
 from effc.core.schemes import scheme
 
+Script = Callable[..., CompletedProcess[str]]
 FILES = {"int8.onnx": 17, "int8-fp16.onnx": 19, "fp16.onnx": 17}
 
 
@@ -209,3 +211,25 @@ def test_an_operator_without_an_older_form(tmp_path: Path, to_model: Callable[[s
     )
     with pytest.raises(EffcError, match="Pad of opset 17 does not wrap"):
         effc.build(str(path), "jetson", tmp_path / "b", BuildOptions(precision="fp32"))
+
+
+def test_an_open_batch(model_file: Path, samples: Path, tmp_path: Path, script: Script) -> None:
+    """A profile opens the batch of every file; the stand-in runs all three shapes."""
+    out = tmp_path / "b"
+    options = BuildOptions(
+        precision="int8",
+        samples=samples,
+        backend_options={"profile": "x=1x3x16x16:2x3x16x16:4x3x16x16"},
+    )
+    effc.build(str(model_file), "jetson", out, options)
+    feeds, wanted = goldens(out)
+    for name in FILES:
+        found = answers(out / name, [np.concatenate(feeds[:3])])[0]
+        assert found.shape == (3, 10)
+        alone = np.concatenate(answers(out / name, feeds[:3]))
+        assert np.allclose(found, alone, atol=0.05 * np.abs(alone).max())
+    done = script(out, "--form", "fp16", "--seconds", "0.02")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((out / "report.json").read_text())["engines"][0]["batches"]
+    assert [r["inputs"]["x"][0] for r in rows] == [1, 2, 4]
+    assert all(r["device_ms"] > 0 for r in rows)

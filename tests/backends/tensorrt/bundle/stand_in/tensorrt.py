@@ -50,6 +50,9 @@ class Builder:
     def create_builder_config(self):
         return Config()
 
+    def create_optimization_profile(self):
+        return Profile()
+
     def build_serialized_network(self, network, config):
         if FAILS == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -61,12 +64,23 @@ class Builder:
         return Path(network.path).read_bytes()
 
 
+class Profile:
+    def __init__(self):
+        self.shapes = {}
+
+    def set_shape(self, name, least, best, largest):
+        self.shapes[name] = (least, best, largest)
+
+
 class Config:
     def __init__(self):
         self.flags, self.timing = [], None
 
     def set_memory_pool_limit(self, pool, size):
         assert pool is MemoryPoolType.WORKSPACE and size > 0
+
+    def add_optimization_profile(self, profile):
+        assert profile.shapes
 
     def set_flag(self, flag):
         self.flags.append(flag)
@@ -141,7 +155,9 @@ class Context:
         return True
 
     def get_tensor_shape(self, name):
-        return self.shapes.get(name) or tuple(self.engine.all[name].shape)
+        batch = next(iter(self.shapes.values()))[0]
+        declared = tuple(self.engine.all[name].shape)
+        return self.shapes.get(name) or tuple(batch if d == "batch" else d for d in declared)
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
