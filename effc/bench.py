@@ -32,6 +32,7 @@ class BenchRow(msgspec.Struct, frozen=True):
     source: str  # "device" or "emulator"
     ratio: float | None = None
     verdict: str = ""  # "faster", "slower", "inside the noise"; "baseline" for the row itself
+    instructions: int | None = None  # of one inference, where an emulator counts them; then no times
 
 
 class Bench(msgspec.Struct, frozen=True):
@@ -126,10 +127,21 @@ def _part(on_round: OnRound, at: int, parts: int) -> OnRound:
 
 def judge(row: BenchRow, baseline: BenchRow) -> BenchRow:
     """`row` with its ratio to `baseline`, and whether the difference stands out of the noise."""
+    if row.instructions is not None or baseline.instructions is not None:
+        return _judged_by_count(row, baseline)
     low, high = row.interval_ms
     base_low, base_high = baseline.interval_ms
     verdict = "faster" if high < base_low else "slower" if low > base_high else "inside the noise"
     ratio = row.median_ms / baseline.median_ms if baseline.median_ms > 0 else None
+    return msgspec.structs.replace(row, ratio=ratio, verdict=verdict)
+
+
+def _judged_by_count(row: BenchRow, baseline: BenchRow) -> BenchRow:
+    """Counts are exact; a count and a time can't be compared."""
+    if not row.instructions or not baseline.instructions:
+        return msgspec.structs.replace(row, verdict="not comparable")
+    ratio = row.instructions / baseline.instructions
+    verdict = "fewer" if ratio < 1 else "more" if ratio > 1 else "as many"
     return msgspec.structs.replace(row, ratio=ratio, verdict=verdict)
 
 
@@ -150,4 +162,5 @@ def _row(name: str, measurement: Measurement) -> BenchRow:
         (1e3 * low, 1e3 * high),
         len(measurement.seconds),
         measurement.source,
+        instructions=None if measurement.seconds else measurement.instructions,
     )

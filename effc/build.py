@@ -28,7 +28,7 @@ from effc.core.backend import Backend
 from effc.core.check import check_model
 from effc.core.cost import live_bytes
 from effc.core.data import Samples, SyntheticSamples, open_samples
-from effc.core.errors import ConfigError, VerificationError
+from effc.core.errors import ConfigError, DeviceError, VerificationError
 from effc.core.instruments import DumpAfterEach, VerifyEach, first_broken_pass
 from effc.core.measure import Array, Device, Feeds, LayerTime, Measurement, interleaved
 from effc.core.passinfra import Effect, Instrument, Pass, PassContext, PassRecord, Pipeline
@@ -184,6 +184,7 @@ def build(
                 layers = _layers(device, artifact, goldens.feeds[0])
             elif wanted and device.source == "emulator":
                 artifact = _with(artifact, measurements=_count(device, artifact, goldens.feeds[0]))
+                layers = _layers(device, artifact, goldens.feeds[0])
         write_page(
             folder / REPORT, artifact.manifest, layers=layers, memory=live_bytes(model.graph)
         )
@@ -373,8 +374,11 @@ def _measure(
 
 def _count(device: Device, artifact: Artifact, feeds: Feeds) -> tuple[Measurement, ...]:
     """Instructions, where the emulator counts them; never seconds."""
-    with device.runner(artifact) as runner:
-        counted = runner.time(feeds, 1)
+    try:
+        with device.runner(artifact) as runner:
+            counted = runner.time(feeds, 1)
+    except DeviceError:  # it runs the artifact, and counts nothing
+        return ()
     return (counted,) if counted.instructions else ()
 
 

@@ -75,7 +75,11 @@ def _tiles(manifest: Manifest) -> str:
     ours = [m for m in manifest.measurements if not m.name.startswith("onnxruntime")]
     for m in ours:
         unit = "thread" if m.threads == 1 else "threads"
-        tiles.append((f"median, {m.threads} {unit} ({m.source})", milliseconds(m.median)))
+        if m.seconds:
+            tiles.append((f"median, {m.threads} {unit} ({m.source})", milliseconds(m.median)))
+        elif m.instructions is not None:
+            tiles.append((f"instructions ({m.source})", f"{m.instructions:,}"))
+            tiles += [("RAM and stack", size(m.peak_bytes))] if m.peak_bytes else []
     for key, name in (("arena_bytes", "activations"), ("constant_bytes", "constants")):
         value = manifest.details.get(key)
         if isinstance(value, int):
@@ -92,6 +96,9 @@ def _tiles(manifest: Manifest) -> str:
 def _latency(manifest: Manifest) -> str:
     if not manifest.measurements:
         return _section("Latency", '<p class="note">Not measured.</p>')
+    if not any(m.seconds for m in manifest.measurements):
+        note = "Counted in an emulator, which says nothing of time."
+        return _section("Latency", f'<p class="note">{note}</p>')
     items = []
     for m in manifest.measurements:
         interval = m.interval()
@@ -118,14 +125,20 @@ def _latency(manifest: Manifest) -> str:
 def _layers(layers: Sequence[LayerTime]) -> str:
     if not layers:
         return ""
-    total = sum(x.seconds for x in layers) or 1.0
-    dearest = sorted(layers, key=lambda x: -x.seconds)[:_LAYERS]
+    counted = layers[0].instructions is not None
+    costs = {id(x): float(x.instructions or 0) if counted else x.seconds for x in layers}
+    total = sum(costs.values()) or 1.0
+    dearest = sorted(layers, key=lambda x: -costs[id(x)])[:_LAYERS]
+
+    def shown(cost: float) -> str:
+        return f"{cost:,.0f}" if counted else milliseconds(cost)
+
     items = [
         Bar(
             x.name,
-            x.seconds,
-            f"{milliseconds(x.seconds)}  {100 * x.seconds / total:.1f} %",
-            f"{x.name} ({x.template}): {milliseconds(x.seconds)}; computes {', '.join(x.nodes)}",
+            costs[id(x)],
+            f"{shown(costs[id(x)])}  {100 * costs[id(x)] / total:.1f} %",
+            f"{x.name} ({x.template}): {shown(costs[id(x)])}; computes {', '.join(x.nodes)}",
             _style(x.template),
         )
         for x in dearest
@@ -133,9 +146,9 @@ def _layers(layers: Sequence[LayerTime]) -> str:
     more = f", the {_LAYERS} dearest of {len(layers)}" if len(layers) > _LAYERS else ""
     legend = "blue: linear operators, green: memory-bound, orange: fallbacks"
     return _section(
-        f"Time by layer{more}",
+        f"{'Instructions' if counted else 'Time'} by layer{more}",
         bars(items)
-        + f'<p class="legend">{legend}. Sum {milliseconds(total)}; each call timed by itself.</p>',
+        + f'<p class="legend">{legend}. Sum {shown(total)}; each call {"counted" if counted else "timed"} by itself.</p>',
     )
 
 

@@ -58,7 +58,11 @@ def verdict_line(verdict: Verdict) -> Text:
     """`passed: 4 samples within EXACT (largest error 3.1e-07 of the output's range)`."""
     line = Text()
     line.append(verdict.status, style=_VERDICT[verdict.status])
-    line.append(f": {verdict.reason}")
+    # of an emulated board, that stands before all else
+    emulator, _, rest = verdict.reason.partition("; ")
+    if emulator.startswith("emulator: "):
+        line.append(f" ({emulator})")
+    line.append(f": {rest if emulator.startswith('emulator: ') else verdict.reason}")
     if verdict.max_error is not None:
         line.append(f" (largest error {verdict.max_error:.2g} of the output's range)", style="dim")
     return line
@@ -66,6 +70,9 @@ def verdict_line(verdict: Verdict) -> Text:
 
 def measurement_table(measurements: Sequence[Measurement]) -> Table:
     """Latency by competitor and thread count; the ratio is to onnxruntime at the same count."""
+    counted = [m for m in measurements if m.instructions is not None]
+    if counted and len(counted) == len(measurements):
+        return counts_table(counted)
     made = table("threads", "what", ">median", ">95 % interval", ">vs onnxruntime")
     others = {m.threads: m for m in measurements if m.name.startswith("onnxruntime")}
     for m in measurements:
@@ -81,6 +88,19 @@ def measurement_table(measurements: Sequence[Measurement]) -> Table:
         if m.source != "device":
             name += f" ({m.source})"
         made.add_row(str(m.threads), escape(name), milliseconds(m.median), shown, ratio)
+    return made
+
+
+def counts_table(measurements: Sequence[Measurement]) -> Table:
+    """What emulators count: exact instructions of one inference, and its memory."""
+    made = table("what", "where", ">instructions", ">RAM and stack")
+    for m in measurements:
+        made.add_row(
+            escape(m.name or "artifact"),
+            escape(f"{m.device} ({m.source})"),
+            f"{m.instructions:,}",
+            size(m.peak_bytes) if m.peak_bytes is not None else "",
+        )
     return made
 
 
@@ -161,6 +181,16 @@ def bench_report(result: Bench) -> Parts:
     """Rows by thread count, the machine, and what may disturb the timing."""
     made = table(">threads", "what", ">median", ">95 % interval", ">ratio", "")
     for row in result.rows:
+        if row.instructions is not None:
+            made.add_row(
+                str(row.threads),
+                escape(f"{row.name} ({row.source})"),
+                f"{row.instructions:,} instructions",
+                "exact",
+                f"{row.ratio:.2f}x" if row.ratio is not None else "",
+                row.verdict,
+            )
+            continue
         low, high = row.interval_ms
         made.add_row(
             str(row.threads),
@@ -181,18 +211,20 @@ def bench_report(result: Bench) -> Parts:
         if not layers:
             parts.append(Text(f"{name}: no times by layer from this runner", style="dim"))
             continue
-        total = sum(x.seconds for x in layers) or 1.0
+        counted = layers[0].instructions is not None
+        costs = [float(x.instructions or 0) if counted else x.seconds for x in layers]
+        total = sum(costs) or 1.0
+        column = ">instructions" if counted else ">time"
         rows = table(
-            "layer", "template", ">time", ">share", "nodes", title=f"layers of {escape(name)}"
+            "layer", "template", column, ">share", "nodes", title=f"layers of {escape(name)}"
         )
-        for x in layers:
+        for x, cost in zip(layers, costs, strict=True):
             nodes = ", ".join(x.nodes[:3]) + (
                 f" and {len(x.nodes) - 3} more" if len(x.nodes) > 3 else ""
             )
-            share = f"{100 * x.seconds / total:.1f} %"
-            rows.add_row(
-                escape(x.name), escape(x.template), milliseconds(x.seconds), share, escape(nodes)
-            )
+            share = f"{100 * cost / total:.1f} %"
+            shown = f"{x.instructions:,}" if counted else milliseconds(x.seconds)
+            rows.add_row(escape(x.name), escape(x.template), shown, share, escape(nodes))
         parts += ["", rows]
     return parts
 

@@ -45,6 +45,7 @@ class QemuDevice:
 
     profile: HardwareProfile
     source: Literal["device", "emulator"] = "emulator"
+    counts_instructions: bool = True
 
     @property
     def name(self) -> str:
