@@ -28,11 +28,9 @@ _REGISTER = {**MEMORY, "float16": "float", "bool": "bool"}
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "Mod": "%", "EQ": "==", "NE": "!=", "LT": "<",
     "LE": "<=", "GT": ">", "GE": ">=", "And": "&&", "Or": "||", "BitwiseAnd": "&", "BitwiseOr": "|",
-    "BitwiseXor": "^", "LShift": "<<", "RShift": ">>",
+    "BitwiseXor": "^",
 }  # fmt: skip
-_OPERATOR_CALLS = {
-    "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^", "shift_left": "<<", "shift_right": ">>",
-}  # fmt: skip
+_OPERATOR_CALLS = {"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"}
 _LIBM = {
     "exp", "log", "log2", "log10", "log1p", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
     "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "floor", "ceil", "trunc", "fabs", "pow", "round",
@@ -257,6 +255,17 @@ class Printer:
     def _Not(self, e: Expr) -> str:
         return f"(!{self.expr(e.a)})"
 
+    def _LShift(self, e: Expr) -> str:
+        return self._shift("<<", "effc_shift_left", e.a, e.b)
+
+    def _RShift(self, e: Expr) -> str:
+        return self._shift(">>", "effc_shift_right", e.a, e.b)
+
+    def _shift(self, operator: str, function: str, a: Expr, b: Expr) -> str:
+        if isinstance(b, tirx.IntImm):
+            return f"({self.expr(a)} {operator} {self.expr(b)})"
+        return f"{function}({self.expr(a)}, {self.expr(b)})"
+
     def _BitwiseNot(self, e: Expr) -> str:
         return f"(~{self.expr(e.a)})"
 
@@ -301,6 +310,9 @@ class Printer:
         args = list(e.args)
         if op in _OPERATOR_CALLS:
             return f"({self.expr(args[0])} {_OPERATOR_CALLS[op]} {self.expr(args[1])})"
+        if op in ("shift_left", "shift_right"):
+            operator = "<<" if op == "shift_left" else ">>"
+            return self._shift(operator, f"effc_{op}", args[0], args[1])
         if op == "bitwise_not":
             return f"(~{self.expr(args[0])})"
         if op == "if_then_else":

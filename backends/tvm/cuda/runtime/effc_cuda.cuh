@@ -110,6 +110,15 @@ template <class T, class U>
 static __device__ __forceinline__ auto effc_min(T a, U b) -> decltype(a + b) { return a < b ? a : b; }
 template <class T, class U>
 static __device__ __forceinline__ auto effc_max(T a, U b) -> decltype(a + b) { return a > b ? a : b; }
+/* a shift by more than the bits that there are leaves none, or the sign */
+template <class T, class U>
+static __device__ __forceinline__ T effc_shift_left(T a, U b) {
+  return (unsigned long long)b >= sizeof(T) * 8 ? T(0) : T(a << b);
+}
+template <class T, class U>
+static __device__ __forceinline__ T effc_shift_right(T a, U b) {
+  return (unsigned long long)b >= sizeof(T) * 8 ? (a < T(0) ? T(~T(0)) : T(0)) : T(a >> b);
+}
 /* rounded down, for any sign */
 template <class T, class U>
 static __device__ __forceinline__ auto effc_floor_mod(T a, U b) -> decltype(a % b) {
