@@ -17,6 +17,8 @@ from effc.core.torch_module.quantization import round_through, spread
 
 # the stretched sigmoid reaches 0 and 1 with finite variables
 _LOW, _HIGH = -0.1, 1.1
+# how far from its integer a trained weight begins, in steps: near the edge it would leave at once
+_INSIDE = 0.3
 
 
 class LearnedRounding(nn.Module):
@@ -146,7 +148,8 @@ class TrainedIntegers(nn.Module):
         self.low, self.high = limits or integer_range(params.dtype)
         steps = real / self.scale.clamp(min=1e-30)
         centre = integers - self.zero
-        self.latent = nn.Parameter(torch.clamp(steps, centre - 0.49, centre + 0.49))
+        inside = torch.clamp(steps, centre - _INSIDE, centre + _INSIDE)
+        self.latent = nn.Parameter(inside)
         self.exponent = nn.Parameter(torch.zeros_like(self.scale), requires_grad=not params.block)
 
     def forward(self) -> Tensor:

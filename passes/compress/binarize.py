@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -135,6 +135,8 @@ def _train(
     """Train what `module` holds on `samples`: on their labels, or on the answers of `model`."""
     import torch
 
+    from effc.core.torch_module.batches import batchable, run_batch
+    from effc.core.torch_module.distillation import Lesson
     from effc.core.torch_module.module import TorchModule
     from effc.core.torch_module.training import finetune
 
@@ -142,23 +144,17 @@ def _train(
     pairs = list(labelled()) if labelled is not None else [(f, None) for f in samples]
     feeds = [{k: torch.as_tensor(v) for k, v in f.items()} for f, _ in pairs]
     names = list(module.output_names)
-    known = len(names) == 1 and all(label is not None for _, label in pairs)
-    labels = torch.tensor([label for _, label in pairs]) if known else None
-    teacher = TorchModule.from_ir(model)
-    with torch.no_grad():
-        answers = [] if known else [teacher(f) for f in feeds]
+    error: Callable[[Sequence[int]], Tensor]
+    if len(names) == 1 and all(label is not None for _, label in pairs):
+        labels = torch.tensor([label for _, label in pairs])
+        together = batchable(module, feeds, names)
 
-    def loss(batch: Any) -> Tensor:
-        made = module({k: torch.cat([feeds[i][k] for i in batch]) for k in feeds[0]})
-        if labels is not None:
-            return torch.nn.functional.cross_entropy(made[names[0]].flatten(1), labels[batch])
-        wanted = {k: torch.cat([answers[i][k] for i in batch]) for k in names}
-        errors = [
-            (made[k] - w).square().mean() / w.var().clamp(min=1e-12) for k, w in wanted.items()
-        ]
-        return torch.stack(errors).sum()
-
-    finetune(list(module.parameters()), len(feeds), loss, training, on_epoch)
+        def error(batch: Sequence[int]) -> Tensor:
+            made = run_batch(module, [feeds[i] for i in batch], names, together=together)
+            return torch.nn.functional.cross_entropy(made[names[0]].flatten(1), labels[list(batch)])
+    else:
+        error = Lesson(module, TorchModule.from_ir(model), feeds, training.seed, vary=False).error
+    finetune(list(module.parameters()), len(feeds), error, training, on_epoch)
 
 
 def _store(model: ir.Model, node: ir.Node, value: ir.Value, sign: SignWeight, bits: int) -> None:

@@ -41,8 +41,12 @@ def write_learned(
     products = [_bias_pair(layer) for layer in layers]  # before any scale changes
     for name, learned in scales.items():
         array = learned().detach().numpy().astype(np.float32)
-        for node, index in tuple(model.graph.initializers[name].uses()):
-            _set(model, node, index, array)
+        old = model.graph.initializers[name]
+        new = add_const(model.graph, f"{name}/learned", array)
+        for node, index in tuple(old.uses()):  # both ends of a pair go on sharing it
+            node.replace_input_with(index, new)
+        if not old.is_graph_output():
+            del model.graph.initializers[name]
     changed = 0
     for layer, pair in zip(layers, products, strict=True):
         rounding = roundings.get(layer.value)

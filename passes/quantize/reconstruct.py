@@ -20,6 +20,7 @@ from effc.core.ir import const, elements, shape_of
 from effc.core.measure import Feeds
 from effc.core.quant import quant_params
 from effc.core.quant_units import FLOAT_WEIGHTS, Array
+from effc.core.torch_module.batches import batchable
 from effc.core.torch_module.module import TorchModule
 from effc.core.torch_module.rounding import Fixed, LearnedRounding, LearnedScale, LearnedTensor
 from effc.passes.quantize.units import Layer, Unit
@@ -121,7 +122,9 @@ class Reconstruction:
         self, unit: Unit, q: list[Values], r: list[Values], targets: list[Values]
     ) -> Outcome:
         learned = self._substitute(unit, targets)
-        together = self._batchable(unit, q)
+        together = batchable(
+            self.quantized, [{n: v[n] for n in unit.inputs} for v in q[:2]], unit.outputs
+        )
         scale = self._signal(unit, targets)
         for rounding in learned.roundings:
             rounding.hard = True
@@ -242,22 +245,6 @@ class Reconstruction:
             made = self._one(self.quantized, values, unit)
             total += sum(float((made[n] - target[n]).square().mean()) / s for n, s in scale.items())
         return total / count
-
-    def _batchable(self, unit: Unit, q: list[Values]) -> bool:
-        """Whether two samples can run as one batch: constants of the graph may hold its own batch."""
-        if len(q) < 2 or any(v.ndim == 0 for v in q[0].values()):
-            return False
-        both = {n: torch.cat([q[0][n], q[1][n]]) for n in unit.inputs}
-        alone = [self._one(self.quantized, v, unit) for v in q[:2]]
-        try:
-            made = self._one(self.quantized, both, unit)
-        except Exception:  # whatever torch says of shapes that don't fit
-            return False
-        return all(
-            made[n].shape[0] == sum(a[n].shape[0] for a in alone)
-            and torch.allclose(made[n], torch.cat([a[n] for a in alone]), rtol=1e-3, atol=1e-3)
-            for n in unit.outputs
-        )
 
 
 @dataclass

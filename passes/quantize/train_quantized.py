@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
@@ -39,6 +39,9 @@ class TrainQuantized(Pass):
     epochs: int = field(default=8, metadata={"help": "over the samples"})
     batch: int = field(default=4, metadata={"help": "in each step", "unit": "samples"})
     samples: int = field(default=128, metadata={"help": "at most", "unit": "samples"})
+    vary: bool = field(
+        default=True, metadata={"help": "learn from parts of pictures, mirrored or not"}
+    )
     rate: float = field(default=2e-3, metadata={"help": "learning rate, in steps of a weight"})
     threads: int = field(
         default=1, metadata={"help": "of torch; other numbers round sums differently"}
@@ -62,6 +65,7 @@ class TrainQuantized(Pass):
         require("the pass train-quantized", "torch", "torch")
         import torch
 
+        from effc.core.torch_module.distillation import Lesson
         from effc.core.torch_module.module import TorchModule
         from effc.core.torch_module.rounding import LearnedScale, LearnedTensor, TrainedIntegers
         from effc.core.torch_module.training import Group, Training, finetune, threads
@@ -87,42 +91,22 @@ class TrainQuantized(Pass):
                 scales[name] = LearnedScale(array)
         for name, substitute in {**weights, **biases, **scales}.items():
             module.substitute(name, substitute)
-        teacher = float_module(model)
         feeds = [
             {k: torch.as_tensor(v) for k, v in f.items()}
             for f in islice(samples_of(ctx, self.id), self.samples)
         ]
-        with torch.no_grad(), threads(self.threads):
-            wanted = [teacher(f) for f in feeds]
-        names = [n for n in module.output_names if wanted[0][n].is_floating_point()]
-        power = {
-            n: torch.cat([w[n].flatten() for w in wanted]).var().clamp(min=1e-20) for n in names
-        }
-
-        def loss(batch: Any) -> torch.Tensor:
-            made = module({k: torch.cat([feeds[i][k] for i in batch]) for k in feeds[0]})
-            errors = [
-                (made[n] - torch.cat([wanted[i][n] for i in batch])).square().mean() / power[n]
-                for n in names
-            ]
-            return torch.stack(errors).sum()
-
-        def mean_loss() -> float:
-            parts = [
-                range(i, min(i + self.batch, len(feeds))) for i in range(0, len(feeds), self.batch)
-            ]
-            with torch.no_grad(), threads(self.threads):
-                return sum(float(loss(p)) * len(p) for p in parts) / len(feeds)
-
+        with threads(self.threads):
+            lesson = Lesson(module, float_module(model), feeds, ctx.seed, vary=self.vary)
+            before = lesson.mean_error(self.batch)
         groups = [
             Group([w.latent for w in weights.values()]),
-            Group([w.exponent for w in weights.values()], 0.05),
+            Group([w.exponent for w in weights.values()], 0.2),
             Group([s.exponent for s in scales.values()], 0.05),
-            Group([b.change for b in biases.values()], 0.1),
+            Group([b.change for b in biases.values()]),
         ]
         training = Training(self.epochs, self.batch, self.rate, seed=ctx.seed, threads=self.threads)
-        before = mean_loss()
-        finetune(groups, len(feeds), loss, training, on_epoch)
-        if mean_loss() >= before:
-            return 0
+        finetune(groups, len(feeds), lesson.error_of_variations, training, on_epoch)
+        with threads(self.threads):
+            if lesson.mean_error(self.batch) >= before:
+                return 0
         return write_learned(model, weights, biases, scales)

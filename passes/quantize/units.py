@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from effc.core.ir import const, is_op
+from effc.core.ir import attr, const, is_op, shape_of
 from effc.core.quant import QuantParams, quant_params
 from effc.core.quant_units import FLOAT_WEIGHTS, Array
 
@@ -134,8 +134,10 @@ def _bounds(
         return sorted({0, *singles})
     chosen = [0]
     for cut in sorted({_before_pair(nodes, c) for c in cuts if c > 0} & cuts):
-        inside = sum(chosen[-1] <= p < cut for p in places)
-        if inside < _BLOCK_LAYERS:
+        within = [nodes[p] for p in places if chosen[-1] <= p < cut]
+        inside = len(within)
+        after = next((nodes[p] for p in places if p >= cut), None)
+        if not _ends_here(within, after):
             continue
         if inside > _BLOCK_MOST:
             chosen += sorted(s for s in singles if chosen[-1] < s < cut)
@@ -144,6 +146,20 @@ def _bounds(
     if rest > _BLOCK_MOST:
         chosen += sorted(s for s in singles if s > chosen[-1])
     return sorted(set(chosen))
+
+
+def _ends_here(within: list[ir.Node], after: ir.Node | None) -> bool:
+    """Whether a block of these layers ends before the layer `after`; a depthwise layer begins one."""
+    if not within:
+        return False
+    if len(within) < _BLOCK_LAYERS:
+        return after is not None and _is_depthwise(after)
+    return len(within) > _BLOCK_LAYERS or not _is_depthwise(within[-1])
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    weight = shape_of(node.inputs[1]) if is_op(node, "Conv") else None
+    return weight is not None and weight[1] == 1 and attr(node, "group", 1) == weight[0] > 1
 
 
 def _unit(

@@ -256,3 +256,36 @@ def test_rounding_begins_at_the_weight_and_decides_what_leans_most() -> None:
     rounding.hard = True
     made = rounding().detach().numpy()
     np.testing.assert_allclose(made, rounding.integers() * params.scale[:, None], rtol=1e-6)
+
+
+def test_scales_stay_shared_and_can_be_learned_again(samples: tuple[Arrays, Arrays]) -> None:
+    made = quantized(samples[0])
+    free = len(free_scales(made))
+    Adaround(iterations=5, samples=4).run(made, PassContext(samples=samples[0]))
+    assert len(free_scales(made)) == free >= 3
+
+
+def test_a_block_begins_with_a_depthwise_layer() -> None:
+    made = network(
+        """net (float[1,3,8,8] x, float[6,3,3,3] w1, float[6,1,3,3] w2, float[8,6,1,1] w3,
+        float[8,1,3,3] w4, float[5,8,1,1] w5) => (float[1,5,4,4] y) {
+    c1 = Conv <pads = [1,1,1,1]> (x, w1)
+    r1 = Relu(c1)
+    c2 = Conv <group = 6, pads = [1,1,1,1]> (r1, w2)
+    r2 = Relu(c2)
+    c3 = Conv(r2, w3)
+    r3 = Relu(c3)
+    c4 = Conv <group = 8, strides = [2,2], pads = [1,1,1,1]> (r3, w4)
+    r4 = Relu(c4)
+    y = Conv(r4, w5)
+}"""
+    )
+    inputs = {"x": np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+
+    class One(Arrays):
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            return iter([inputs])
+
+    Quantize().run(made, PassContext(samples=One(1, 0)))
+    names = [u.name for u in units_of(made, blocks=True)]
+    assert names == ["Conv_c1", "Conv_c2 + Conv_c3", "Conv_c4 + Conv_y"]
