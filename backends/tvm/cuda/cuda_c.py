@@ -62,7 +62,6 @@ class Names:
     """C names of TIR variables and buffers, unique within a function."""
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
-        self._found: list[tuple[Any, str]] = []
         self._by_hash: dict[int, list[tuple[Any, str]]] = {}
         self._taken = set(taken)
 
@@ -86,7 +85,7 @@ class Names:
         """The name of `var`, if it has one."""
         for other, name in reversed(self._by_hash.get(hash(var), [])):
             if other.same_as(var):
-                return name
+                return str(name)
         return None
 
 

@@ -95,7 +95,8 @@ def write_sources(program: Program, constants: Constants, image: bytes, folder: 
 
 def model_c(program: Program, constants: Constants) -> str:
     """The C source that goes with runtime/launcher.c."""
-    launches, calls, arguments = [], [], []
+    arguments: list[str] = []
+    launches, calls = [], []
     for call in program.calls:
         kernel = program.kernels[call.kernel]
         source = source_of(kernel)

@@ -20,6 +20,9 @@ static __device__ __forceinline__ unsigned short effc_half(float f) {
   return h;
 }
 
+/* The lanes of a warp, together again after branches, as products need them. */
+static __device__ __forceinline__ void effc_converge() { __syncwarp(); }
+
 /* c += a b for a 16 x 8 tile of a warp and eight 32-bit words of the inner dimension: two halves or four
  * bytes each. With g = lane / 4 and t = lane % 4, `a` holds the words (row g, t), (g + 8, t), (g, t + 4),
  * (g + 8, t + 4), `b` the words (column g, t), (g, t + 4), `c` the elements (g, 2t), (g, 2t + 1),

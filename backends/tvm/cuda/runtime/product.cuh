@@ -45,6 +45,7 @@ struct effc_warp {
   __device__ __forceinline__ void multiply(const uint4 *a_tile, const uint4 *b_tile) {
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const int m0 = warp / 2 * WM + g, n0 = warp % 2 * WN + g;
+    effc_converge();
 #pragma unroll
     for (int w = 0; w < EFFC_STEP * 4; w += 8) {
       unsigned a[MT][4], b[NT][2];
