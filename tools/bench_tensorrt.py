@@ -48,7 +48,7 @@ TIMM = """resnet18 seresnet18 mobilenetv2_100 mobilenetv3_small_100 efficientnet
     inception_v3 regnety_002 ghostnet_100 mixnet_s dla34 dpn68 hrnet_w18_small res2net50_14w_8s repvgg_a0
     convnext_atto nf_resnet26 botnet26t_256 vit_tiny_patch16_224 swin_tiny_patch4_window7_224 levit_128s
     mixer_s32_224 resmlp_12_224 gmlp_ti16_224 poolformer_s12 edgenext_xx_small mobilevit_xxs fastvit_t8
-    pvt_v2_b0 visformer_tiny xcit_nano_12_p16_224 crossvit_tiny_240 volo_d1_224 sequencer2d_s
+    pvt_v2_b0 ese_vovnet19b_dw xcit_nano_12_p16_224 crossvit_tiny_240 volo_d1_224 sequencer2d_s
     efficientformer_l1 starnet_s1 cait_xxs24_224""".split()
 
 
