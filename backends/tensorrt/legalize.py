@@ -18,6 +18,9 @@ def pipeline(target: Target, product: str) -> str:
         steps.append("narrow-indices")
     if target.precision == "bf16":
         steps.append("compute-bfloat16")
-    if target.precision in ("int8", "w4a8", "auto"):
-        steps += ["convert-float16", "halve-scales"]
+    integers = target.precision in ("int8", "w4a8", "auto")
+    if integers:
+        steps.append("convert-float16")
+    if integers or (target.precision == "fp16" and product != "bundle"):
+        steps.append("halve-scales")  # bundles hold float16 models in an opset without such scales
     return ",".join([*steps, "widen-reductions", "eliminate-dead-code"])

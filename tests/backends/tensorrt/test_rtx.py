@@ -255,6 +255,18 @@ def test_bfloat16_and_attention_reach_the_engine(tmp_path: Path) -> None:
     assert "Half" not in dtypes
 
 
+def test_narrow_weights_are_read_by_the_products(tmp_path: Path) -> None:
+    """effc's own 4-bit weights: large products read them, and the scales have no cast in between."""
+    options = BuildOptions(precision="fp16", passes=("quantize-weights{bits=4,block=32}",))
+    build("zoo:tiny-vit", "rtx-4090", tmp_path / "w", options)
+    layers = json.loads((tmp_path / "w/fusion.json").read_text())["layers"]
+    read = [x for x in layers if "Int4" in {p["dtype"] for p in x["inputs"] + x["constants"]}]
+    fused = [x for x in read if x["type"] == "runtime_fusion" and len(x["nodes"]) > 1]
+    assert len(read) == 10 and fused
+    half = {p["dtype"] for x in fused for p in x["inputs"] + x["constants"]}
+    assert half == {"Int4", "Half"}
+
+
 def test_half_precision_is_the_remedy_on_turing(tmp_path: Path) -> None:
     """`effc check` asks before compression, and knows that float32 will not stay."""
     from effc.check import check
