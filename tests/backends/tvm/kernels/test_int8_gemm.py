@@ -116,6 +116,7 @@ class Matmul:
 MATMULS = {
     "heads": Matmul((3, 9, 16), (3, 16, 20), (128, 100)),
     "odd": Matmul((2, 5, 7), (2, 7, 33), (3, 128), ("uint8", "int8")),
+    "odd-signed": Matmul((2, 5, 7), (2, 7, 33), (-3, 100), ("int8", "uint8")),
     "one-column": Matmul((5, 6), (6, 1), (0, 0)),
     "shared": Matmul((2, 3, 4, 19), (19, 40), (255, 255), how=Requantize("int8", -7, -99, 99)),
     "broadcast": Matmul((2, 1, 4, 8), (3, 8, 16), (1, 0), ("int8", "int8")),
