@@ -201,6 +201,25 @@ def test_trtexec_commands(built: Path) -> None:
     assert {"--useDLACore=1", "--allowGPUFallback", "--calib=/b/calibration.cache"} <= set(dla)
 
 
+def test_stand_in_trtexec(bundle: Path, script: Script, tmp_path: Path) -> None:
+    """The whole way by trtexec, a stand-in that refuses unknown options."""
+    program = tmp_path / "trtexec"
+    source = Path(__file__).parent / "stand_in" / "trtexec.py"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{source}" "$@"\n')
+    program.chmod(0o755)
+    done = script(bundle, "--form", "fp16", "--trtexec", str(program), "--seconds", "0.1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((bundle / "report.json").read_text())
+    assert (report["tensorrt"], report["via"]) == ("10.3.0", "trtexec")
+    (row,) = report["engines"]
+    assert row["verdict"]["status"] == "passed" and row["verdict"]["max_error"] < 1e-2
+    assert (row["device_ms"]["median"], row["host_ms"]["median"]) == (0.25, 0.5)
+    description = json.loads((bundle / "bundle.json").read_text())
+    assert description["level"] is None
+    taken = bundles.finish(load_artifact(bundle)).manifest
+    assert taken.details["device"]["via"] == "trtexec"
+
+
 def test_trtexec_files() -> None:
     like = {"y": store.Tensor("f4", (1, 2), b"")}
     text = '[{"name": "y", "dimensions": "1x2", "values": [1.5, -2]}]'
