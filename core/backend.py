@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import onnx_ir as ir
 
 from effc.core.artifact import Artifact
-from effc.core.errors import DeviceError, Problem
+from effc.core.errors import ConfigError, DeviceError, Problem
 from effc.core.measure import Device, Feeds
 from effc.core.target import Target
 
@@ -109,6 +109,13 @@ class Backend(ABC, Generic[L]):
     @abstractmethod
     def devices(self, target: Target) -> Iterable[Device]:
         """Where an artifact for `target` can run from here; empty when nowhere."""
+
+    def device_at(self, target: Target, address: str) -> Device:
+        """The device at an address that the user names, like serial:///dev/ttyACM0; else ConfigError."""
+        raise ConfigError(
+            f"artifacts of the backend {self.id!r} do not run on {address!r}",
+            hint="without --device they run where they can be run from here",
+        )
 
     def further_shapes(self, target: Target) -> Sequence[Mapping[str, tuple[int, ...]]]:
         """Shapes of inputs, besides the usual ones, that the artifact takes; each is verified like those."""

@@ -49,16 +49,17 @@ class Runnable:
 
 @contextlib.contextmanager
 def open_runnable(
-    text: str, shapes: Mapping[str, tuple[int, ...]] | None = None
+    text: str, shapes: Mapping[str, tuple[int, ...]] | None = None, device: str = ""
 ) -> Iterator[Runnable]:
     """Open what `text` names: an artifact (folder or .effc), or any source that effc build takes.
 
+    `device` is where an artifact runs, like serial:///dev/ttyACM0; a model stays on this machine.
     DeviceError where the artifact's device can't be reached from here.
     """
     path = Path(text)
     if is_artifact(path) or path.is_dir():
         with open_artifact(path) as artifact:
-            yield _artifact(text, artifact)
+            yield _artifact(text, artifact, device)
     else:
         yield open_model(text, shapes or {})
 
@@ -91,7 +92,7 @@ def open_model(text: str, shapes: Mapping[str, tuple[int, ...]]) -> Runnable:
     )
 
 
-def _artifact(text: str, artifact: Artifact) -> Runnable:
+def _artifact(text: str, artifact: Artifact, address: str = "") -> Runnable:
     manifest = artifact.manifest
     backend = make_backend(manifest.backend)
     availability = backend.probe()
@@ -101,7 +102,9 @@ def _artifact(text: str, artifact: Artifact) -> Runnable:
             hint=availability.hint,
         )
     target = Target(load_profile(manifest.target), precision=manifest.precision)
-    device = next(iter(backend.devices(target)), None)
+    device = (
+        backend.device_at(target, address) if address else next(iter(backend.devices(target)), None)
+    )
     if device is None:
         raise DeviceError(
             f"artifact {text!r} can't run from here: {backend.why_no_device(target)}",

@@ -177,6 +177,12 @@ class TvmBackend(Backend["Program"]):
             return (Host(),) if runs_on(isa, host_isa()) else ()
         return (qemu_user.QemuUser(isa),) if qemu_user.available(isa.triple) else ()
 
+    def device_at(self, target: Target, address: str) -> Device:
+        if mcu := _mcu(target):
+            device: Device = mcu.device_at(target, address)
+            return device
+        return super().device_at(target, address)
+
     def why_no_device(self, target: Target) -> str:
         if gpu := _cuda(target):
             return gpu.why_no_device(target)

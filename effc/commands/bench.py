@@ -6,7 +6,13 @@ import contextlib
 
 import click
 
-from effc.commands.options import DurationType, ThreadsType, json_option, shape_option
+from effc.commands.options import (
+    DurationType,
+    ThreadsType,
+    device_option,
+    json_option,
+    shape_option,
+)
 
 
 @click.command()
@@ -44,13 +50,14 @@ from effc.commands.options import DurationType, ThreadsType, json_option, shape_
     default=(),
     help="On a GPU: also these batch sizes, like 1,8,32 (the engine's profile must allow them).",
 )
+@device_option
 @shape_option
 @json_option
 @click.pass_context
 def bench(
     ctx: click.Context, things: tuple[str, ...], against: str | None, threads: tuple[int, ...],
     seconds: float, rounds: int, layers: bool, batches: tuple[int, ...],
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    device: str, shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:  # fmt: skip
     """Time artifacts, and models by onnxruntime, in turn (A B A B ...) on made-up inputs.
 
@@ -63,7 +70,7 @@ def bench(
     from effc.runnable import open_runnable
 
     with contextlib.ExitStack() as stack:
-        subjects = [stack.enter_context(open_runnable(t, dict(shapes))) for t in things]
+        subjects = [stack.enter_context(open_runnable(t, dict(shapes), device)) for t in things]
         if against is not None:
             subjects = with_onnxruntime(subjects)
         progress = stack.enter_context(progress_on_stderr("bench"))

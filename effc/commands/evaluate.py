@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from effc.commands.options import PATH, json_option, preprocess_option, shape_option
+from effc.commands.options import PATH, device_option, json_option, preprocess_option, shape_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,12 +36,14 @@ if TYPE_CHECKING:
 @click.option("--output", default="", help="The output with the class scores, if it is not clear.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first samples.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
+@device_option
 @shape_option
 @json_option
 @click.pass_context
 def evaluate(
     ctx: click.Context, thing: str, data: Path, preprocess: Preprocess | None, reference: str | None,
-    output: str, limit: int | None, threads: int, shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    output: str, limit: int | None, threads: int, device: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:  # fmt: skip
     """Top-1 and top-5 accuracy in percent on labelled samples, one at a time.
 
@@ -54,7 +56,7 @@ def evaluate(
     from effc.runnable import choose_preprocess, open_runnable
 
     with contextlib.ExitStack() as stack:
-        subject = stack.enter_context(open_runnable(thing, dict(shapes)))
+        subject = stack.enter_context(open_runnable(thing, dict(shapes), device))
         scores = scores_output(subject.outputs, output)
         samples = open_samples(data, subject.inputs, choose_preprocess(subject, preprocess))
         if limit is not None:

@@ -111,6 +111,16 @@ def shape_option(f: F) -> F:
     return option(f)
 
 
+def device_option(f: F) -> F:
+    """`--device`, where an artifact runs."""
+    option = click.option(
+        "--device", default="", metavar="serial:///dev/ttyACM0",
+        help="The board that runs the artifact's firmware, at a serial port (?baud=115200), or `host`: "
+        "its C on this machine.  [default: the device or its emulator, if it can be reached]",
+    )  # fmt: skip
+    return option(f)
+
+
 def preprocess_option(f: F) -> F:
     """`--preprocess`, how pictures become the model's input."""
     option = click.option(

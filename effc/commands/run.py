@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from effc.commands.options import PATH, json_option, preprocess_option, shape_option
+from effc.commands.options import PATH, device_option, json_option, preprocess_option, shape_option
 
 if TYPE_CHECKING:
     from effc.core.measure import Array
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     "--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to print."
 )
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True)
+@device_option
 @shape_option
 @json_option
 @click.pass_context
 def run(
     ctx: click.Context, thing: str, given: Path | None, out: Path | None, preprocess: Preprocess | None,
-    labels: Path | None, top: int, threads: int, shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    labels: Path | None, top: int, threads: int, device: str,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:  # fmt: skip
     """Run an artifact (or a model, by onnxruntime) on every sample of --input.
 
@@ -50,7 +52,7 @@ def run(
 
     names = read_labels(labels) if labels is not None else ()
     with contextlib.ExitStack() as stack:
-        subject = stack.enter_context(open_runnable(thing, dict(shapes)))
+        subject = stack.enter_context(open_runnable(thing, dict(shapes), device))
         samples = (
             open_samples(given, subject.inputs, choose_preprocess(subject, preprocess))
             if given is not None

@@ -17,6 +17,8 @@ from effc.backends.tvm.mcu.device.description import write_description
 from effc.backends.tvm.mcu.device.emulator import ELF, QemuDevice, emulator_here
 from effc.backends.tvm.mcu.device.firmware import build_firmware
 from effc.backends.tvm.mcu.device.linker import STACK_BYTES
+from effc.backends.tvm.mcu.device.project import layout_of, write_project
+from effc.backends.tvm.mcu.device.serial_port import parse_device
 from effc.backends.tvm.mcu.device.toolchain import missing
 from effc.backends.tvm.mcu.handover import device_sources
 from effc.backends.tvm.mcu.host_build import SOURCES, HostBuild
@@ -45,6 +47,7 @@ def accepts(target: Target) -> Availability:
         lacking = missing(target.profile)
         _stack(target)
         _device(target)
+        layout_of(target)
     except ConfigError as error:
         return Availability(False, str(error), error.hint)
     if lacking is not None:
@@ -74,7 +77,11 @@ def compile_program(program: Program, target: Target, out: Path) -> Mapping[str,
     files["firmware"] = linked.elf
     files["map"] = linked.elf.with_suffix(".map")
     files["description"] = write_description(out, describe_firmware(sources, linked.map))
-    return files
+    project = write_project(
+        sources, target.profile, linked.map, out / SOURCES,
+        stack_bytes=_stack(target), layout=layout_of(target),
+    )  # fmt: skip
+    return {**files, **{p.relative_to(out).as_posix(): p for p in project}}
 
 
 def devices(target: Target) -> Iterable[Device]:
@@ -82,6 +89,11 @@ def devices(target: Target) -> Iterable[Device]:
     if _device(target) != "host" and emulator_here(target.profile):
         return (QemuDevice(target.profile), HostBuild())
     return (HostBuild(),)
+
+
+def device_at(target: Target, address: str) -> Device:
+    """`host`: the same C on this machine; else the board at a serial port."""
+    return HostBuild() if address == "host" else parse_device(address)
 
 
 def describe(program: Program) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from effc.backends.tvm.mcu.device.boards import Board, machine_of
 from effc.backends.tvm.mcu.device.linker import STACK_BYTES, linker_script, overrun_error
 from effc.backends.tvm.mcu.device.sources import Sources, ports_c
 from effc.backends.tvm.mcu.device.symbols import Symbol, memory_map, symbols
-from effc.backends.tvm.mcu.device.toolchain import STRICT, ToolError, call, toolchain_of
+from effc.backends.tvm.mcu.device.toolchain import STRICT, Toolchain, ToolError, call, toolchain_of
 
 FIRMWARE = Path(__file__).parent / "firmware"
 LinkTo = Literal["semihosting", "serial"]  # how the firmware talks with the host
@@ -43,15 +43,20 @@ class Firmware:
     symbols: tuple[Symbol, ...]
 
 
-def support_files(board: Board, to: LinkTo, main: str = "main.c") -> dict[str, str]:
-    """The C files around the model for a board, by name: startup, link to the host, main, linker script."""
+def support_names(board: Board, to: LinkTo, main: str = "main.c") -> list[str]:
+    """The files of firmware/ around the model for a board: startup, main, link to the host."""
     riscv = board.profile.triple.startswith("riscv")
     names = ["startup_riscv.c" if riscv else "startup_arm.c", main, *HEADERS]
     if main == "main.c":
         names += ["serve.c", f"link_{to}.c", *(["effc_board.c"] if to == "serial" else [])]
     if not toolchain_of(board.profile).hosted:
         names.append("memory.c")
-    return {name: (FIRMWARE / name).read_text(encoding="utf-8") for name in names}
+    return names
+
+
+def support_files(board: Board, to: LinkTo) -> dict[str, str]:
+    """Their texts, by name."""
+    return {n: (FIRMWARE / n).read_text(encoding="utf-8") for n in support_names(board, to)}
 
 
 def own_flags(board: Board, to: LinkTo) -> tuple[str, ...]:
@@ -65,9 +70,14 @@ def own_flags(board: Board, to: LinkTo) -> tuple[str, ...]:
     )
 
 
+def link_libraries(toolchain: Toolchain) -> tuple[str, ...]:
+    """What the firmware takes of the toolchain."""
+    return ("-lc", "-lm", "-lgcc") if toolchain.hosted else ("-lgcc",)
+
+
 def link_flags(board: Board) -> tuple[str, ...]:
     """Of the linker; nothing is searched but the toolchain's own libraries."""
-    libraries = ("-lc", "-lm", "-lgcc") if toolchain_of(board.profile).hosted else ("-lgcc",)
+    libraries = link_libraries(toolchain_of(board.profile))
     warnings = ("-Wl,--no-warn-rwx-segments",)
     return (
         *("-nostartfiles", "-nostdlib", "-Wl,--gc-sections", "-Wl,--build-id=none", *warnings),

@@ -107,7 +107,7 @@ class Conversation:
         self.ask(b"Q")
 
     def ask(self, command: bytes, payload: bytes = b"") -> bytes:
-        """Send a command until its answer comes undamaged; DeviceError after TRIES, or where it is refused."""
+        """Send a command until its answer comes undamaged; DeviceError after TRIES, or a Refused."""
         self.number = self.number % 255 + 1
         why = ""
         for attempt in range(TRIES):

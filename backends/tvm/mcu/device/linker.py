@@ -14,8 +14,8 @@ def linker_script(board: Board, stack_bytes: int = STACK_BYTES) -> str:
     """GNU ld's script: exactly the board's memories, so that what does not fit fails the link.
 
     Sections: code, constants (weights), data and bss, `.effc_arena*` in the RAM, `.effc_fast*` in the tightly
-    coupled memory where there is one (else RAM), `.effc_NAME*` in each further memory. The stack stands first,
-    so that what overflows it runs out of the memory instead of into data.
+    coupled memory where there is one (else RAM), `.effc_NAME*` in each further memory. The stack stands
+    first, so that what overflows it runs out of the memory instead of into data.
     """
     memory = "\n".join(
         f"  {r.label} (rwx) : ORIGIN = {r.origin:#010x}, LENGTH = {r.bytes}" for r in board.regions

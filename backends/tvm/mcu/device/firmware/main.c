@@ -1,4 +1,4 @@
-/* The firmware that effc runs and measures a model with; example_main.c is the one to begin a product from. */
+/* The firmware that effc runs and measures a model with; example.c is the one to begin a product from. */
 #include "effc_device.h"
 
 int main(void) {

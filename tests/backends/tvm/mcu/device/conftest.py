@@ -1,4 +1,4 @@
-"""A network of two layers written by hand in C, with the interface of the code generator, and its reference."""
+"""A network of two layers written by hand in C, and its reference."""
 
 from __future__ import annotations
 

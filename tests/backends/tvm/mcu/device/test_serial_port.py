@@ -71,7 +71,8 @@ def test_a_board_on_a_serial_port(name, built, network, samples, tmp_path):
 def test_a_board_that_knows_its_clock_gives_times(built, network, samples, tmp_path):
     profile = built("stm32f746", "serial").profile
     sources = network.sources()
-    clock = "#include <stdint.h>\nuint32_t effc_hertz(void);\nuint32_t effc_hertz(void) { return 25000000; }\n"
+    clock = "#include <stdint.h>\nuint32_t effc_hertz(void);\n"
+    clock += "uint32_t effc_hertz(void) { return 25000000; }\n"
     sources = dataclasses.replace(sources, files={**sources.files, "clock.c": clock})
     elf = tmp_path / "firmware.elf"
     made = build_firmware(sources, board_of(profile), elf, to="serial")
