@@ -68,15 +68,21 @@ def _merge_block(ours: Any, theirs: Any, path: Path, other: Path, target: str) -
     mine, computed = _parted(ours)
     there, others = _parted(theirs)
     same: set[tuple[str, str]] = set()  # pairs of constants that were compared
+    names: dict[
+        str, str
+    ] = {}  # of their values to ours: coremltools counts through those it makes up
 
     def compare(a: Any, b: Any, name: str, op: Any) -> None:
         """Two bindings of a parameter: the same value, or equal constants whatever they are called."""
         first, second = mine.get(a.name), there.get(b.name)
-        if first is None or second is None or (a.name, b.name) in same:
-            if a != b and (a.name, b.name) not in same:
+        if (a.name, b.name) in same:
+            return
+        if first is None and second is None:
+            alike = a.name == names.get(b.name, b.name) if a.name else a == b
+            if not alike:
                 raise _refused(target, op, f"its {name} is another one at another size")
             return
-        if first.type != second.type:
+        if first is None or second is None or first.type != second.type:
             raise _refused(target, op, f"its {name} is another one at another size")
         arguments(first, second, op)
         for key, value in first.attributes.items():
@@ -105,24 +111,23 @@ def _merge_block(ours: Any, theirs: Any, path: Path, other: Path, target: str) -
                 compare(x, y, name, op)
 
     for a, b in zip(computed, others, strict=False):
-        if a.type != b.type or [o.name for o in a.outputs] != [o.name for o in b.outputs]:
+        if a.type != b.type or len(a.outputs) != len(b.outputs):
             raise _refused(target, a, f"at another size {b.type!r} stands in its place")
         if a.type == "conv_transpose":
             # a pass of coremltools adds it; without it the shape follows from the other parameters
             for op in (a, b):
                 op.inputs.pop("output_shape", None)
         arguments(a, b, a)
+        names.update((y.name, x.name) for x, y in zip(a.outputs, b.outputs, strict=True))
         if _attributes(a) != _attributes(b):
             raise _refused(target, a, "its attributes differ from size to size")
-        if len(a.blocks) != len(b.blocks):
-            raise _refused(target, a, "its branches differ from size to size")
-        for inner, outer in zip(a.blocks, b.blocks, strict=True):
-            _merge_block(inner, outer, path, other, target)
+        if a.blocks or b.blocks:
+            raise _refused(target, a, "it has branches, which are converted for one shape")
         _merge_values(a.outputs, b.outputs, target, a)
     longer = max((computed, others), key=len)[min(len(computed), len(others)) :]
     if longer:
         raise _refused(target, longer[0], "some sizes need it and others do not")
-    if list(ours.outputs) != list(theirs.outputs):
+    if list(ours.outputs) != [names.get(name, name) for name in theirs.outputs]:
         raise _refused(target, computed[-1], "the outputs differ from size to size")
 
 

@@ -47,10 +47,13 @@ def usage(
 
 
 def _kind(port: Port) -> str:
+    also = f" (usually; it takes {port.described()} of the source)" if port.sizes is not None else ""
     if port.image is not None:
         _, _, h, w = port.mil_shape
-        return f"{port.image.color} picture, {w} x {h} pixels"
-    return f"{_TYPES[port.kind]} {list(port.mil_shape)}"
+        return f"{port.image.color} picture, {w} x {h} pixels{also}"
+    if port.open and not also:
+        also = " (axes " + ", ".join(map(str, port.open)) + " follow the input's size)"
+    return f"{_TYPES[port.kind]} {list(port.mil_shape)}{also}"
 
 
 def _vision(stem: str, port: Port, outputs: tuple[Port, ...], options: Options) -> list[str]:

@@ -52,9 +52,9 @@ def convert(
     """Lower `model` to a MIL program with the operators of iOS `ios` (16, 17, 18).
 
     `open_axes` says of values by name which axes have other extents at other sizes of the input: what
-    is lowered then is the same there, where MIL allows it. With `picture` the input is pixels; with `scores` the output
-    that this chooses feeds a classifier, too. UnsupportedOpError lists every node that can't be lowered; a
-    node behind one is not looked at twice.
+    is lowered then is the same there, where MIL allows it. With `picture` the input is pixels; with
+    `scores` the output that this chooses feeds a classifier, too. UnsupportedOpError lists every node that
+    can't be lowered; a node behind one is not looked at twice.
     """
     import coremltools as ct
     from coremltools.converters.mil import Builder as mb
