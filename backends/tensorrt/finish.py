@@ -52,7 +52,7 @@ def read_goldens(artifact: Artifact) -> tuple[list[dict[str, Array]], list[dict[
         for key in archive.files:
             role, index, name = key.split("/", 2)
             found[role].setdefault(int(index), {})[name] = archive[key]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{str(path)!r} holds no goldens: {str(error).splitlines()[0]}", hint="build it again"
         ) from error
