@@ -62,9 +62,11 @@ def describe_target(profile: HardwareProfile) -> TargetRow:
     for availability in (backend.probe(), backend.accepts(target)):
         if not availability.ok:
             return row(False, False, False, availability.reason, availability.hint)
-    sources = {device.source for device in backend.devices(target)}
-    if not sources:
+    devices = list(backend.devices(target))
+    if not devices:
         return row(True, False, False, backend.why_no_device(target))
-    if "device" not in sources:
-        return row(True, True, False, "it runs in an emulator, whose times mean nothing")
+    if all(device.source != "device" for device in devices):
+        return row(
+            True, True, False, f"it runs here in {devices[0].name}, whose times mean nothing"
+        )
     return row(True, True, True)

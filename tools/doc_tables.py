@@ -7,6 +7,7 @@ README is up to date.
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -55,9 +56,12 @@ def proof(row: TargetRow) -> str:
     if row.measure:
         return "built, verified and timed on the device by the tests"
     if row.run:
-        return "built and verified in an emulator by the tests"
+        place = re.sub(r" \(.*?\)|^it runs here in |, whose times.*", "", row.why)
+        if row.backend == "tensorrt":
+            return f"a bundle that builds on the device; its ONNX is verified in {place}"
+        return f"built; verified here in {place}"
     if row.build:
-        return "builds; no device here has run it"
+        return row.why
     return "profile only (`effc inspect` estimates with it); not built yet"
 
 

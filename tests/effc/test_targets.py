@@ -72,7 +72,7 @@ class Picky(OnnxRuntimeBackend):
     ("cls", "can", "why"),
     [
         (Elsewhere, (True, False, False), "no device"),
-        (Emulated, (True, True, False), "emulator"),
+        (Emulated, (True, True, False), "whose times mean nothing"),
         (Missing, (False, False, False), "no such compiler"),
         (Picky, (False, False, False), "can't build for x86_64-linux-gnu"),
     ],
