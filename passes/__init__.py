@@ -73,7 +73,7 @@ FUSE = (
     "eliminate-common-subexpressions,eliminate-dead-code,repeat"
 )
 # what a quantizing build may run between the two; each can be left out
-RECOVERY = ("equalize-layers", "migrate-difficulty", "correct-bias", "adaround")
+RECOVERY = ("equalize-layers", "migrate-difficulty", "correct-bias", "adaround", "train-quantized")
 
 
 def lookup(name: str) -> type[Pass]:

@@ -1,9 +1,15 @@
 """int8 of every model in testdata, beside onnxruntime's quantize_static: one table.
 
-    python tools/bench_quantize.py                                   # all models, all recipes
+    python tools/bench_quantize.py                                   # all models, beside quantize_static
     python tools/bench_quantize.py --models resnet20 --limit 500     # the first 500 of its evaluation set
+    python tools/bench_quantize.py --models mobilenet_v1 --precision int8 --precision w4a8
     python tools/bench_quantize.py --recipe 'quantize{calibrator=mse}' --no-ort
+    python tools/bench_quantize.py --calibrators                     # the simple recipes, one by one
     python tools/bench_quantize.py --models mobilenet_v1 --layers    # SQNR with one node quantized at a time
+
+The row `effc (--precision int8)` is what `effc build --backend ort --precision int8` chooses by itself, which
+it does on the calibration samples alone; its recipe and its notes follow with --notes. All models take about
+20 minutes on two quiet cores.
 
 Calibration is on at most 128 samples that are not in the evaluation set: every fifth ImageNet picture, with
 the other 400 for evaluation; CIFAR-10 training images; every fifth keyword. top-1 and agreement with fp32 are
@@ -35,6 +41,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from effc import passes
+from effc.choices import BuildOptions
 from effc.core.data import LabelledSamples, open_samples
 from effc.core.measure import Array, Feeds
 from effc.core.passinfra import PassContext
@@ -44,6 +51,8 @@ from effc.core.reference import OnnxRuntimeRunner
 from effc.core.shapes import infer_shapes
 from effc.core.specs import static_specs
 from effc.evaluate import is_scores
+from effc.precision.explain import explain
+from effc.precision.plan import Planned
 from effc.sources import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +66,7 @@ SINET = (
 )
 KWS = "mean=83,std=1.7102668,scale=1"  # (x - 83) * 0.5847029
 PICTURES, OTHERS = "imagenet_dev_500.tar[::5]", "imagenet_dev_500.tar[!::5]"
-CIFAR = ("cifar10_calib_500.npz[::5]", "cifar10_dev_5000.npz")
+CIFAR = ("cifar10_calib_500.npz[:128]", "cifar10_dev_5000.npz")
 
 # model -> preprocessing, calibration, evaluation
 MODELS: dict[str, tuple[str, str, str]] = {
@@ -179,6 +188,13 @@ class Case:
                 tally.add(fused.infer(feeds), meaning.infer(feeds), None)
         return tally.sqnr
 
+    def chosen(self, precision: str) -> Planned:
+        """What a build for onnxruntime on this machine chooses; nothing is timed."""
+        options = BuildOptions(
+            precision=precision, backend="ort", samples=self.calibration, measure=False
+        )
+        return explain(str(self.path), "host", options)
+
     def quantized(self, recipe: str) -> ir.Model:
         model = self.float_model.clone()
         passes.parse(recipe).run(model, PassContext(samples=self.calibration))
@@ -273,10 +289,19 @@ def main() -> None:
     parser.add_argument("--models", default="", help="parts of names, with commas; default: all")
     parser.add_argument("--limit", type=int, help="of the evaluation set")
     parser.add_argument("--recipe", action="append", help="pipeline text; again for each")
+    parser.add_argument(
+        "--precision",
+        action="append",
+        choices=["int8", "w4a8"],
+        help="as the build chooses; again for each; default: int8, unless recipes are given",
+    )
+    parser.add_argument("--calibrators", action="store_true", help="recipes of quantize alone, too")
+    parser.add_argument("--notes", action="store_true", help="what the build tried, and its recipe")
     parser.add_argument("--no-ort", action="store_true", help="leave out quantize_static")
     parser.add_argument("--layers", action="store_true", help="the cost of every node on its own")
     parser.add_argument("--json", type=Path, help="write the rows there, too")
     args = parser.parse_args()
+    recipes = [*(args.recipe or ()), *(RECIPES if args.calibrators else ())]
     parts = [p for p in args.models.split(",") if p]
     chosen = [n for n in MODELS if not parts or any(p in n for p in parts)]
     if not chosen:
@@ -325,7 +350,18 @@ def main() -> None:
                     seconds = time.perf_counter() - start
                     what = f"onnxruntime {method} ({seconds:.1f} s)"
                     show(what, case.measure(made), made.stat().st_size)
-        for recipe in args.recipe or RECIPES:
+        for precision in args.precision or ([] if recipes else ["int8"]):
+            start = time.perf_counter()
+            planned = case.chosen(precision)
+            seconds = time.perf_counter() - start
+            size = ir.to_proto(planned.model).ByteSize()
+            what = f"effc (--precision {precision}) ({seconds:.1f} s)"
+            show(what, case.measure(planned.model), size, case.drift(planned.model))
+            if args.notes and planned.recipe is not None:
+                print(
+                    "  " + "\n  ".join((planned.recipe.compress, *planned.recipe.notes)), flush=True
+                )
+        for recipe in recipes:
             start = time.perf_counter()
             model = case.quantized(recipe)
             seconds = time.perf_counter() - start

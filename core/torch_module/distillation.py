@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from effc.core.torch_module.batches import Values, batchable, joined, run_batch
 from effc.core.torch_module.module import TorchModule
@@ -14,6 +15,9 @@ from effc.core.torch_module.variations import is_picture, varied
 
 class Lesson:
     """The pupil's error: squared, of every float output, over the variance of the teacher's answers.
+
+    For the logits of classes the Kullback-Leibler divergence is added, which weighs the classes that the
+    teacher thinks of (Hinton et al. 2015, arXiv:1503.02531).
 
     With `vary` the pupil trains on variations of pictures (and the teacher answers for these); inputs that
     are none stay as they are.
@@ -29,12 +33,14 @@ class Lesson:
         vary: bool,
     ) -> None:
         self.pupil, self.teacher, self.samples = pupil, teacher, list(samples)
+        self.seed = seed
         self.random = torch.Generator().manual_seed(seed)
         only = list(self.samples[0].values())
         self.vary = vary and len(only) == 1 and is_picture(only[0])
         with torch.no_grad():
             self.answers = [teacher(f) for f in self.samples]
         self.outputs = [n for n in pupil.output_names if self.answers[0][n].is_floating_point()]
+        self.logits = _logits(self.answers, self.outputs)
         self.together = all(
             batchable(m, self.samples, self.outputs) for m in (self.pupil, self.teacher)
         )
@@ -49,24 +55,45 @@ class Lesson:
 
     def error_of_variations(self, batch: Sequence[int]) -> Tensor:
         """The error for variations of the samples with these indices."""
-        if not self.vary:
-            return self.error(batch)
-        samples = [{n: varied(x, self.random) for n, x in self.samples[i].items()} for i in batch]
-        with torch.no_grad():
-            wanted = run_batch(self.teacher, samples, self.outputs, together=self.together)
-        return self._error(samples, [wanted])
+        return self._varied_error(batch, self.random)
 
     def mean_error(self, at_once: int) -> float:
-        """The error for all samples."""
+        """The error for all samples; with `vary` for variations of each that no training has seen."""
         total, count = 0.0, len(self.samples)
+        random = torch.Generator().manual_seed(self.seed + 1)
         with torch.no_grad():
             for start in range(0, count, at_once):
                 part = range(start, min(start + at_once, count))
-                total += float(self.error(part)) * len(part)
+                total += float(self._varied_error(part, random)) * len(part)
         return total / count
+
+    def _varied_error(self, batch: Sequence[int], random: torch.Generator) -> Tensor:
+        if not self.vary:
+            return self.error(batch)
+        samples = [{n: varied(x, random) for n, x in self.samples[i].items()} for i in batch]
+        with torch.no_grad():
+            wanted = run_batch(self.teacher, samples, self.outputs, together=self.together)
+        return self._error(samples, [wanted])
 
     def _error(self, samples: Sequence[Values], answers: Sequence[Values]) -> Tensor:
         made = run_batch(self.pupil, samples, self.outputs, together=self.together)
         wanted = joined([{n: a[n] for n in self.outputs} for a in answers])
         errors = [(made[n] - wanted[n]).square().mean() / self.power[n] for n in self.outputs]
+        errors += [_divergence(made[n], wanted[n]) for n in self.logits]
         return torch.stack(errors).sum()
+
+
+def _logits(answers: Sequence[Values], outputs: Sequence[str]) -> tuple[str, ...]:
+    """The only output, if it is the scores of classes [N, C] (or [N, C, 1, 1]), and no probabilities."""
+    if len(outputs) != 1:
+        return ()
+    (name,) = outputs
+    shape = answers[0][name].shape
+    classes = len(shape) >= 2 and shape[1] > 1 and shape[2:].numel() == 1
+    return (name,) if classes and any(bool((a[name] < 0).any()) for a in answers) else ()
+
+
+def _divergence(made: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over the samples of KL(teacher || pupil), in nats."""
+    ours, theirs = (x.flatten(1).log_softmax(1) for x in (made, wanted))
+    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)

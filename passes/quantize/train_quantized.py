@@ -30,7 +30,7 @@ class TrainQuantized(Pass):
     scales of activations learn together through the whole Q/DQ model, rounding passed straight through
     (Jacob et al. 2018; scales: Esser et al. 2020, LSQ). For a model that `quantize` has just made (its float
     weights must be known), best after `adaround`, whose integers it starts from. Nothing changes where the
-    error on the samples does not fall. Needs torch.
+    error on the samples, or on variations that it has not seen, does not fall. Needs torch.
     """
 
     id: ClassVar[str] = "train-quantized"

@@ -11,7 +11,7 @@ import pytest
 
 from effc.precision.recipe import load_recipe
 
-QUICK = ("--backend", "ort", "--no-measure", "--skip", "adaround")
+QUICK = ("--backend", "ort", "--no-measure", "--skip", "adaround", "--skip", "train-quantized")
 
 
 @pytest.fixture(scope="module")
