@@ -51,6 +51,7 @@ def write_package(
             minimum_deployment_target=getattr(ct.target, options.deployment),
             # the types of the program are those of the IR, where passes decided on them
             compute_precision=ct.precision.FLOAT32,
+            pass_pipeline=_pipeline(ct),
             skip_model_load=True,
             package_dir=str(Path(folder) / path.name),
             inputs=_inputs(ct, converted),
@@ -63,6 +64,14 @@ def write_package(
         _describe(model, converted, options, about)
         model.save(str(path))
     normalize(path)
+
+
+def _pipeline(ct: Any) -> Any:
+    """coremltools' own passes, but for one that makes x * a + b a batch_norm of variance 1 with the default
+    epsilon 1e-5: the product is 5e-6 too small then."""
+    pipeline = ct.PassPipeline()
+    pipeline.remove_passes({"common::fuse_elementwise_to_batchnorm"})
+    return pipeline
 
 
 def _inputs(ct: Any, converted: Converted) -> list[Any] | None:

@@ -272,3 +272,18 @@ def test_the_interface_is_refused_with_its_reason() -> None:
     error = refused(g)
     assert {p.op for p in error.problems} == {"input", "output"}
     assert "double" in str(error)
+
+
+def test_a_product_and_a_sum_by_channel_keep_their_last_bits(packaged) -> None:
+    """A pass of coremltools makes a batch_norm of them, with an epsilon of 1e-5 that nobody wrote."""
+    text = """<ir_version: 10, opset_import: ["": 23]> g (float[1,2,3,3] x) => (float[1,2,3,3] y)
+        <float[1,2,1,1] a = {3.0, -7.0}, float[1,2,1,1] b = {0.5, 100.0}> {
+            m = Mul (x, a)
+            y = Add (m, b)
+        }"""
+    model = ir.from_onnx_text(text)
+    x = np.random.default_rng(0).standard_normal((1, 2, 3, 3)).astype(np.float32) * 1000
+    wanted = x * np.float32([3, -7]).reshape(1, 2, 1, 1) + np.float32([0.5, 100]).reshape(
+        1, 2, 1, 1
+    )
+    np.testing.assert_allclose(packaged(model, {"x": x})["y"], wanted, rtol=1e-6)

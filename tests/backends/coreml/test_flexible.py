@@ -37,7 +37,8 @@ HEAD = '<ir_version: 10, opset_import: ["": 21]> g (float[1,3,h,w] image) => '
 BODY = """(float[1,n,2] rows, float[1,4] pooled)
     <int64[2] cut = {1, 1}, int64[2] end = {9223372036854775807, 9223372036854775807},
      int64[2] axes = {2, 3}, int64[1] two = {2}, int64[1] c = {4}, int64[1] b = {1}, int64[1] s2 = {2},
-     int64[1] s4 = {4}, int64[3] flat = {1, -1, 2}, float[4] scales = {1.0, 1.0, 2.0, 2.0}, float[0] roi = {}> {
+     int64[1] s4 = {4}, int64[3] flat = {1, -1, 2}, float[4]
+     scales = {1.0, 1.0, 2.0, 2.0}, float[0] roi = {}> {
     x = Conv <pads=[1,1,1,1], strides=[2,2]> (image, weight)
     shape = Shape (x)
     hw = Slice (shape, s2, s4)
@@ -114,7 +115,7 @@ def test_a_picture_of_several_sizes(tmp_path: Path) -> None:
 
 
 def test_a_constant_that_holds_the_size_is_noticed(tmp_path: Path) -> None:
-    """A quotient by the number of elements and one, which folding makes a constant: it fits every shape, and is wrong."""
+    """A quotient by a number of elements, folded: it fits every shape, and is wrong at all but one."""
     body = """(float[1,3,1,1] y) <int64[2] axes = {2, 3}, int64[1] one = {1}> {
         n = Size (image)
         more = Add (n, one)
