@@ -23,6 +23,7 @@ from effc.backends.tvm.mcu.device.toolchain import missing
 from effc.backends.tvm.mcu.handover import device_sources
 from effc.backends.tvm.mcu.host_build import SOURCES, HostBuild
 from effc.backends.tvm.mcu.lower import lower as lower_graph
+from effc.backends.tvm.mcu.patches import in_bands
 from effc.backends.tvm.mcu.pipeline import PIPELINE
 from effc.backends.tvm.mcu.program import Program
 from effc.backends.tvm.mcu.sources import write_sources
@@ -48,6 +49,7 @@ def accepts(target: Target) -> Availability:
         _stack(target)
         _device(target)
         layout_of(target)
+        _patches(target)
     except ConfigError as error:
         return Availability(False, str(error), error.hint)
     if lacking is not None:
@@ -63,7 +65,12 @@ def legalize() -> str:
 def lower(model: ir.Model, target: Target) -> Program:
     """The program, if the board has room for it. LoweringError names the layer, the bytes, and what fits."""
     name = target.about.get("source", "") or model.graph.name or "model"
-    program = lower_graph(model, core_of(target.profile), name)
+    core = core_of(target.profile)
+    program = lower_graph(model, core, name)
+    room, flash = _room(target.profile, _stack(target))
+    fits_flash = program.constant_bytes <= flash
+    if program.plan.bytes > room and fits_flash and _patches(target):
+        program = in_bands(model, core, name, room) or program
     _fits(program, target)
     return program
 
@@ -107,6 +114,7 @@ def describe(program: Program) -> dict[str, Any]:
         "arena_peak": _layer(program, program.plan.peak),
         "constant_bytes": program.constant_bytes,
         "macs": sum(c.macs for c in program.calls),
+        **({"bands": program.bands, "banded": program.banded} if program.bands > 1 else {}),
         SOURCES: {
             "inputs": [b.describe() for b in program.inputs],
             "outputs": [b.describe() for b in program.outputs],
@@ -117,6 +125,13 @@ def describe(program: Program) -> dict[str, Any]:
 def _fits(program: Program, target: Target) -> None:
     profile = target.profile
     room, flash = _room(profile, _stack(target))
+    over = program.constant_bytes - flash
+    if over > 0:
+        raise LoweringError(
+            f"{profile.name} has {flash} bytes of flash, and the weights take "
+            f"{program.constant_bytes}: {over} bytes too many",
+            hint="take a narrower model" + _boards(program),
+        )
     over = program.plan.bytes - room
     if over > 0:
         raise LoweringError(
@@ -125,18 +140,11 @@ def _fits(program: Program, target: Target) -> None:
             f"{_layer(program, program.plan.peak)}",
             hint=_remedy(program, room),
         )
-    over = program.constant_bytes - flash
-    if over > 0:
-        raise LoweringError(
-            f"{profile.name} has {flash} bytes of flash, and the weights take "
-            f"{program.constant_bytes}: {over} bytes too many",
-            hint="take a narrower model" + _boards(program),
-        )
 
 
 def _remedy(program: Program, room: int) -> str:
-    sides = [b.tensor.shape[-2:] for b in program.inputs if len(b.tensor.shape) == 4]
-    sides = [b.tensor.shape[1:3] if b.tensor.shape[-1] <= 4 else s for b, s in zip(program.inputs, sides, strict=False)]  # fmt: skip
+    shapes = [b.tensor.shape for b in program.inputs if len(b.tensor.shape) == 4]
+    sides = [s[1:3] if s[-1] <= 4 else s[2:] for s in shapes]  # channels last, channels first
     smaller = "take a smaller input"
     if sides:
         scale = math.sqrt(room / program.plan.bytes)
@@ -180,6 +188,13 @@ def _stack(target: Target) -> int:
     if not text.isdecimal() or not int(text):
         raise ConfigError(f"stack={text} is no number of bytes", hint="such as stack=4096")
     return int(text)
+
+
+def _patches(target: Target) -> bool:
+    text = target.options.get("patches", "auto")
+    if text not in ("auto", "off"):
+        raise ConfigError(f"patches={text} is neither auto nor off")
+    return text == "auto"
 
 
 def _device(target: Target) -> str:

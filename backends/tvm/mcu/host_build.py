@@ -15,6 +15,7 @@ import numpy as np
 
 from effc.backends.tvm.library import c_compiler
 from effc.backends.tvm.mcu.program import Border, border_of
+from effc.backends.tvm.mcu.sources import FILES
 from effc.core.artifact import Artifact
 from effc.core.errors import BackendUnavailable, DeviceError, LoweringError
 from effc.core.measure import Array, Feeds, Measurement, Runner
@@ -110,11 +111,11 @@ class HostRunner(Runner):
 
 
 def compile_library(sources: Path, out: Path, flags: Sequence[str] = ()) -> None:
-    """`sources`/*.c as the shared library `out`. LoweringError with the compiler's first words."""
+    """`sources`/model.c and kernels.c as the shared library `out`. LoweringError with the compiler's first words."""
     compiler = c_compiler()
     if compiler is None:
         raise BackendUnavailable("there is no C compiler", hint="install gcc or clang, or set CC")
-    files = [str(p) for p in sorted(sources.glob("*.c"))]
+    files = [str(sources / name) for name in FILES if name.endswith(".c")]
     command = [*compiler, *FLAGS, *flags, "-shared", "-fPIC", *files, "-lm", "-o", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from effc.core.errors import Problem, UnsupportedOpError
 from effc.core.integers import DOMAIN
 from effc.core.ir import is_op, sole_use
 from effc.core.quant import QuantParams, quant_params
+from effc.core.schemes import scheme
 
 Operator = Callable[[Lowering, ir.Node], None]
 
@@ -48,11 +49,19 @@ STANDARD: dict[str, Operator] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), elementwise.real_operator),
 }
 _WINDOWED = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"}
+_ORDERED = frozenset(
+    {"Slice", "Split", "Concat", "Pad", "Add", "Mul", "Lookup", "Requantize", "Clip"}
+)
 _QUANTIZE = "build with --precision int8: microcontrollers compute with integers"
 
+_REPLACE = "train the model without it, or build for a board that runs Linux"
 
-def lower(model: ir.Model, core: Core, name: str = "model") -> Program:
-    """Lower the legalized `model`, which stays as it is. UnsupportedOpError lists what has no kernel."""
+
+def lower(model: ir.Model, core: Core, name: str = "model", *, tries: int = 300) -> Program:
+    """Lower the legalized `model`, which stays as it is; `tries` is of the memory planner.
+
+    UnsupportedOpError lists what has no kernel.
+    """
     graph = model.graph
     low = Lowering(core)
     problems: list[Problem] = []
@@ -77,7 +86,8 @@ def lower(model: ir.Model, core: Core, name: str = "model") -> Program:
         operator = table.get(node.op_type)
         try:
             if operator is None:
-                raise Refusal(f"microcontrollers have no kernel for {node.op_type}", _QUANTIZE)
+                remedy = _QUANTIZE if node.op_type in scheme("integer").ops else _REPLACE
+                raise Refusal(f"microcontrollers have no kernel for {node.op_type}", remedy)
             if any(v in unknown for v in node.inputs):
                 continue
             operator(low, node)
@@ -87,7 +97,7 @@ def lower(model: ir.Model, core: Core, name: str = "model") -> Program:
     if problems:
         raise UnsupportedOpError(f"the target {core.name}", problems)
     outputs = tuple(_output(low, v, outputs_of[v]) for v in graph.outputs)
-    return _planned(low, name, tuple(inputs), outputs)
+    return _planned(low, name, tuple(inputs), outputs, tries)
 
 
 def _input(low: Lowering, value: ir.Value, skipped: set[ir.Node]) -> Border:
@@ -110,7 +120,19 @@ def _input(low: Lowering, value: ir.Value, skipped: set[ir.Node]) -> Border:
 
 
 def _slid_over(value: ir.Value) -> bool:
-    return len(value.shape or ()) >= 3 and any(n.op_type in _WINDOWED for n, _ in value.uses())
+    """Whether windows slide over `value`, or over what is made of it in the same order of axes."""
+    if len(value.shape or ()) < 3:
+        return False
+    seen: set[ir.Node] = set()
+    work = [value]
+    for found in work:
+        for node in {n for n, _ in found.uses()} - seen:
+            seen.add(node)
+            if node.op_type in _WINDOWED:
+                return True
+            if node.op_type in _ORDERED:
+                work += node.outputs
+    return False
 
 
 def _dequantized(value: ir.Value) -> ir.Node | None:
@@ -143,16 +165,41 @@ def _border(name: str, dtype: str, tensor: Tensor, params: QuantParams | None) -
 
 
 def _planned(
-    low: Lowering, name: str, inputs: tuple[Border, ...], outputs: tuple[Border, ...]
+    low: Lowering,
+    name: str,
+    inputs: tuple[Border, ...],
+    outputs: tuple[Border, ...],
+    tries: int,
 ) -> Program:
-    calls: Sequence[Call] = low.calls
+    calls: Sequence[Call] = joined_in_place(low, {b.tensor.name for b in (*inputs, *outputs)})
     program = Program(
         name, low.core.name, inputs, outputs, low.tensors, low.views, calls, memory.NOTHING
     )
-    return replace(program, plan=plan(program))
+    return replace(program, plan=plan(program, tries))
 
 
-def plan(program: Program) -> memory.MemoryPlan:
+def joined_in_place(low: Lowering, borders: set[str]) -> list[Call]:
+    """The calls without those of Concat that copy one stretch: what makes it writes to its place at once."""
+    kept: list[Call] = []
+    owners = {c.output for c in low.calls}
+    for call in low.calls:
+        at = call.stretch
+        source = call.arguments[0]
+        if (
+            at is None
+            or not isinstance(source, str)
+            or source in low.views
+            or source in borders
+            or source not in owners
+            or call.op != "Concat"
+        ):
+            kept.append(call)
+            continue
+        low.views[source] = (call.output, at)
+    return kept
+
+
+def plan(program: Program, tries: int = 300) -> memory.MemoryPlan:
     """Places of all tensors that own memory, and of every call's scratch (`scratch <call> <argument>`)."""
     calls = program.calls
     first: dict[str, int] = {}
@@ -172,12 +219,48 @@ def plan(program: Program) -> memory.MemoryPlan:
     blocks = [memory.Block(n, program.tensors[n].bytes, first[n], last[n]) for n in first]
     ahead: dict[tuple[str, str], int] = {}
     for i, call in enumerate(calls):
-        output = program.root(call.output)
+        output, into = program.place(call.output)
         for used, distance in call.ahead.items():
-            root = program.root(used)
+            root, begin = program.place(used)
             alone = [program.root(n) for n in call.inputs].count(root) == 1
             if last[root] == i and first[output] == i and root != output and alone:
-                ahead[output, root] = distance
+                ahead[output, root] = max(0, distance + into - begin)
         for k, size in call.scratches:
             blocks.append(memory.Block(f"scratch {i} {k}", size, i, i))
-    return memory.place(blocks, ahead)
+    for pair, distance in _written_in_parts(program, first, last).items():
+        ahead.setdefault(pair, distance)
+    return memory.place(blocks, ahead, tries)
+
+
+def _written_in_parts(
+    program: Program, first: Mapping[str, int], last: Mapping[str, int]
+) -> dict[tuple[str, str], int]:
+    """Distances of tensors that several calls write from those that these calls read from, front to back.
+
+    What a call writes has to end before the first byte that it or a later one reads.
+    """
+    writes: dict[str, list[tuple[int, int]]] = {}  # root -> call, end
+    reads: dict[str, list[tuple[int, int]]] = {}  # root -> call, begin
+    for i, call in enumerate(program.calls):
+        root, at = program.place(call.output)
+        writes.setdefault(root, []).append((i, at + program.tensors[call.output].bytes))
+        for name in call.inputs:
+            source, begin = program.place(name)
+            reads.setdefault(source, []).append((i, begin))
+    found = {}
+    for output, ends in writes.items():
+        if len(ends) < 2:
+            continue
+        for source, begins in reads.items():
+            if (
+                source == output
+                or not first[source] <= first[output] <= last[source] < last[output]
+            ):
+                continue
+            if any(i >= first[output] for i, _ in writes.get(source, ())):
+                continue
+            distances = [
+                end - min(b for j, b in begins if j >= i) for i, end in ends if i <= last[source]
+            ]
+            found[output, source] = max(0, *distances)
+    return found

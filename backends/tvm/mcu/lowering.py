@@ -37,7 +37,7 @@ class Lowering:
         self.core = core
         self.kernels = Kernels()
         self.tensors: dict[str, Tensor] = {}
-        self.views: dict[str, str] = {}
+        self.views: dict[str, tuple[str, int]] = {}
         self.calls: list[Call] = []
         self._copies: dict[tuple[str, Order], str] = {}
         self._constants: dict[bytes, Constant] = {}
@@ -55,10 +55,10 @@ class Lowering:
         self.tensors[tensor.name] = tensor
         return tensor
 
-    def view(self, value: ir.Value, of: str, order: Order) -> Tensor:
-        """`value` in the memory of the tensor `of`, which has the same bytes."""
+    def view(self, value: ir.Value, of: str, order: Order, offset: int = 0) -> Tensor:
+        """`value` in the memory of the tensor `of`, from its byte `offset` on."""
         tensor = self.define(value, order)
-        self.views[tensor.name] = of
+        self.views[tensor.name] = (of, offset)
         return tensor
 
     def read(self, value: ir.Value | None, order: Order | None = None) -> str | Constant:
@@ -111,13 +111,16 @@ class Lowering:
         op: str,
         macs: int = 0,
         ahead: Mapping[str, int] | None = None,
+        stretch: int | None = None,
     ) -> None:
         """Add a call; `ahead` only counts for tensors, not constants."""
         from effc.backends.tvm.mcu.program import Kernel
 
         assert isinstance(kernel, Kernel)
         over = {k: v for k, v in (ahead or {}).items() if k in self.tensors}
-        self.calls.append(Call(kernel, tuple(arguments), output, tuple(nodes), op, macs, over))
+        self.calls.append(
+            Call(kernel, tuple(arguments), output, tuple(nodes), op, macs, over, stretch)
+        )
 
 
 def static(value: ir.Value) -> tuple[tuple[int, ...], str]:

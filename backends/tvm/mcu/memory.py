@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 4  # bytes: words, and floats
-_TRIES = 300  # orders of placement; the planner stops at the lower bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +45,10 @@ NOTHING = MemoryPlan({}, 0, 0, 0)
 Ahead = Mapping[tuple[str, str], int]  # (output, input that dies with it) -> bytes
 
 
-def place(blocks: Sequence[Block], ahead: Ahead, seed: int = 0) -> MemoryPlan:
-    """Greedy best fit in many orders; the smallest arena wins. Deterministic.
+def place(blocks: Sequence[Block], ahead: Ahead, tries: int = 300) -> MemoryPlan:
+    """Greedy best fit in four orders and `tries` more, until the bound is met; the smallest arena wins.
+
+    Deterministic.
 
     Source of the greedy: Pisarchyk and Lee, "Efficient memory management for deep neural net inference"
     (2020); of the overlap: the diagonal memory optimization of Gural and Murmann, "Memory-optimal direct
@@ -62,7 +63,7 @@ def place(blocks: Sequence[Block], ahead: Ahead, seed: int = 0) -> MemoryPlan:
     }
     best: dict[str, int] = {}
     least = -1
-    for order in _orders(blocks, sizes, seed):
+    for order in _orders(blocks, sizes, tries):
         offsets: dict[str, int] = {}
         for block in order:
             offsets[block.name] = _fit(block, offsets, neighbours[block.name], sizes, ahead)
@@ -79,15 +80,15 @@ def round_up(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _orders(blocks: Sequence[Block], sizes: Mapping[str, int], seed: int) -> Iterable[list[Block]]:
+def _orders(blocks: Sequence[Block], sizes: Mapping[str, int], tries: int) -> Iterable[list[Block]]:
     by_size = sorted(blocks, key=lambda b: (-sizes[b.name], b.first, b.name))
     yield by_size
     yield sorted(blocks, key=lambda b: (-sizes[b.name] * (b.last - b.first + 1), b.name))
     yield sorted(blocks, key=lambda b: (b.first, -sizes[b.name], b.name))
     yield sorted(blocks, key=lambda b: (-b.last, -sizes[b.name], b.name))
-    rng = random.Random(seed)
+    rng = random.Random(0)
     spans = {b.name: sizes[b.name] for b in blocks}
-    for _ in range(min(_TRIES, 200_000 // max(len(blocks), 1) ** 2 + 8)):
+    for _ in range(min(tries, 1_000_000 // max(len(blocks), 1) ** 2 + 8)):
         yield sorted(blocks, key=lambda b: (-spans[b.name] * rng.uniform(0.3, 1.0), b.name))
 
 
@@ -122,23 +123,33 @@ def _fit(
 
 
 def _bound(blocks: Sequence[Block], sizes: Mapping[str, int], ahead: Ahead) -> tuple[int, int]:
-    """The largest sum of sizes that are live during one call, less what overlaps there, and the call."""
-    events = sorted({b.first for b in blocks})
-    inputs_of: dict[str, list[tuple[str, int]]] = {}
-    for (output, name), over in ahead.items():
-        inputs_of.setdefault(output, []).append((name, over))
+    """The largest sum of sizes that are live during one call, less what may overlap there, and the call."""
     most, peak = 0, 0
-    for call in events:
-        live = [b for b in blocks if b.first <= call <= b.last]
-        total = sum(sizes[b.name] for b in live)
-        for b in live:
-            if b.first == call and b.name in inputs_of:
-                total -= max(
-                    sizes[b.name]
-                    + sizes[n]
-                    - max(sizes[b.name], sizes[n] + min(over, sizes[b.name]))
-                    for n, over in inputs_of[b.name]
-                )
+    for call in sorted({b.first for b in blocks}):
+        live = {b.name for b in blocks if b.first <= call <= b.last}
+        pairs = {p: d for p, d in ahead.items() if p[0] in live and p[1] in live}
+        total = sum(_together(group, pairs, sizes) for group in _groups(live, pairs))
         if total > most:
             most, peak = total, call
     return most, peak
+
+
+def _groups(live: Iterable[str], pairs: Ahead) -> list[set[str]]:
+    """Blocks that overlap with one another, directly or through others."""
+    groups = [{name} for name in sorted(live)]
+    for a, b in pairs:
+        first, second = (next(g for g in groups if n in g) for n in (a, b))
+        if first is not second:
+            first |= second
+            groups.remove(second)
+    return groups
+
+
+def _together(group: set[str], pairs: Ahead, sizes: Mapping[str, int]) -> int:
+    """Bytes that the blocks of a group take at least."""
+    inside = {p: d for p, d in pairs.items() if p[0] in group}
+    reach = [sizes[b] + min(d, sizes[a]) for (a, b), d in inside.items()]
+    outputs = {a for a, _ in inside}
+    # what lies below one output lies apart, unless it is an output itself
+    apart = [sum(sizes[b] for a, b in inside if a == o and b not in outputs) for o in outputs]
+    return max([*(sizes[n] for n in group), *reach, *apart])

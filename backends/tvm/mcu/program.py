@@ -86,6 +86,7 @@ class Call:
     op: str
     macs: int = 0
     ahead: Mapping[str, int] = field(default_factory=dict)
+    stretch: int | None = None  # the call copies its input to this byte of its output, and no more
 
     @property
     def inputs(self) -> list[str]:
@@ -159,22 +160,30 @@ def border_of(described: Mapping[str, Any]) -> Border:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A lowered model. `views` are tensors in the memory of others, from their first byte on."""
+    """A lowered model. `views` are tensors in the memory of others, from some byte on."""
 
     name: str
     core: str
     inputs: tuple[Border, ...]
     outputs: tuple[Border, ...]
     tensors: Mapping[str, Tensor]
-    views: Mapping[str, str]
+    views: Mapping[str, tuple[str, int]]
     calls: Sequence[Call]
     plan: MemoryPlan
+    bands: int = 1  # of patch-based inference
+    banded: str = ""  # the tensor up to which the model runs in bands
+
+    def place(self, name: str) -> tuple[str, int]:
+        """The tensor in whose memory `name` lies, and from which byte on."""
+        offset = 0
+        while name in self.views:
+            name, more = self.views[name]
+            offset += more
+        return name, offset
 
     def root(self, name: str) -> str:
         """The tensor in whose memory `name` lies."""
-        while name in self.views:
-            name = self.views[name]
-        return name
+        return self.place(name)[0]
 
     @property
     def kernels(self) -> dict[str, Kernel]:

@@ -70,8 +70,8 @@ def model_h(program: Program) -> str:
         f"#define EFFC_INPUTS {len(program.inputs)}",
         f"#define EFFC_OUTPUTS {len(program.outputs)}",
         "",
-        "/* Run the model once on what the inputs hold; 0. Inputs and outputs share memory with the rest: fill",
-        "   the inputs before every call, and read the outputs before the next one. Not reentrant. */",
+        "/* Run the model once on what the inputs hold; 0. Inputs and outputs share memory with the rest:",
+        "   fill the inputs before every call, read the outputs before the next one. Not reentrant. */",
         "int effc_invoke(void);",
         "",
         "void *effc_input(int index);",
@@ -97,7 +97,8 @@ def _border(kind: str, index: int, border: Border) -> list[str]:
     ]
     if border.scale is not None:
         found += [
-            f"#define {prefix}_SCALE {c_float(border.scale)} /* {border.scale:.8g}: real = (q - zero point) * scale */",
+            f"/* real = (q - zero point) * {border.scale:.8g} */",
+            f"#define {prefix}_SCALE {c_float(border.scale)}",
             f"#define {prefix}_ZERO_POINT ({border.zero_point})",
         ]
     return found
@@ -179,7 +180,8 @@ def _argument(program: Program, index: int, position: int, argument: Argument) -
 
 
 def _place(program: Program, name: str) -> str:
-    return f"AT({program.plan.offsets[program.root(name)]})"
+    root, offset = program.place(name)
+    return f"AT({program.plan.offsets[root] + offset})"
 
 
 def _constant(name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> str:

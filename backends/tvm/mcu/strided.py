@@ -65,6 +65,13 @@ class StridedCopy:
             self.y_base,
         )
 
+    @property
+    def whole(self) -> bool:
+        """Whether one stretch is copied as it is."""
+        if not self.extents:
+            return True
+        return len(self.extents) == 1 and _step(self.sources[0]) == 1 and self.y_strides == (1,)
+
     def kernel(self, kernels: Kernels, name: str, dtype: str) -> Kernel:
         """The C function (const T *x, T *y)."""
         ctype = C_TYPES[dtype]

@@ -75,7 +75,11 @@ class PairedRows:
             if (row, quad) != at:
                 at = (row, quad)
                 lines.append(f"word = effc_load4(from + {row} * ROW + {4 * quad});")
-                used = {n for r, q, _, n, lo, hi in plan if (r, q) == at and (0 <= lo < taps or 0 <= hi < taps)}  # fmt: skip
+                used = {
+                    n
+                    for r, q, _, n, *ends in plan
+                    if (r, q) == at and any(0 <= t < taps for t in ends)
+                }
                 lines += [f"{n} = effc_{n}(word);" for n in ("even", "odd") if n in used]
             if all(inside):
                 lines.append(f"{acc} = effc_dot2({name}, w{words.pair(row, low)}, {acc});")

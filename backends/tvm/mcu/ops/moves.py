@@ -70,7 +70,9 @@ def concat(low: Lowering, node: ir.Node) -> None:
         copy = StridedCopy.of(index, strides, at * strides[order.index(axis)])
         assert copy is not None
         kernel = copy.kernel(low.kernels, "concat", y.dtype)
-        low.call(kernel, (name, y.name), y.name, nodes=[str(node.name)], op="Concat")
+        stretch = copy.y_base * np.dtype(y.dtype).itemsize if copy.whole else None
+        call = (name, y.name)
+        low.call(kernel, call, y.name, nodes=[str(node.name)], op="Concat", stretch=stretch)
         at += shape[axis]
 
 
@@ -91,6 +93,10 @@ def moved(low: Lowering, node: ir.Node) -> None:
         if output.name == "" or not (output.uses() or output.is_graph_output()):
             continue
         lies = np.where(array >= 0, place[np.maximum(array, 0)], _PADDING).transpose(made)
+        copy = None if (lies == _PADDING).any() else StridedCopy.of(lies)
+        if copy is not None and copy.whole and isinstance(x, str):
+            low.view(output, x, made, copy.base * np.dtype(dtype).itemsize)
+            continue
         y = low.define(output, made)
         _copy(low, node, x, lies, y.name, dtype)
 

@@ -67,10 +67,11 @@ def _counts(
     pads = tuple(attr(node, "pads", (0,) * 2 * rank))
     behind = (0, pads[1]) if rank == 1 else (pads[2], pads[3])
     axes = []
+    w = windows
     for out, stride, before, after, taps, dilation, size in (
-        (windows.out_h, windows.stride_h, windows.pad_top, behind[0], windows.kernel_h, windows.dilation_h, windows.in_h),
-        (windows.out_w, windows.stride_w, windows.pad_left, behind[1], windows.kernel_w, windows.dilation_w, windows.in_w),
-    ):  # fmt: skip
+        (w.out_h, w.stride_h, w.pad_top, behind[0], w.kernel_h, w.dilation_h, w.in_h),
+        (w.out_w, w.stride_w, w.pad_left, behind[1], w.kernel_w, w.dilation_w, w.in_w),
+    ):
         least, most = (-before, size + after) if include_pad else (0, size)
         at = np.arange(out)[:, None] * stride - before + np.arange(taps) * dilation
         axes.append(((at >= least) & (at < most)).sum(1))

@@ -149,7 +149,9 @@ class Channels:
 
 
 def narrowed(multiplier: int, shift: int, low_acc: int, high_acc: int) -> tuple[int, int]:
-    """A pair with shift 32 that rounds all sums from `low_acc` to `high_acc` to the same 8 bits; else the pair itself.
+    """A pair with shift 32 that rounds all sums from `low_acc` to `high_acc` to the same 8 bits.
+
+    The pair itself where there is none.
 
     Shifts above 32 are those of very small multipliers, so that there are few steps to keep in place:
     step k is the least sum whose result is k.

@@ -19,7 +19,13 @@ from effc.core.integers import reference
 
 Array = np.ndarray[Any, Any]
 CORES = {"generic": Core("cortex-m0plus"), "dsp": Core("cortex-m7", dsp=True)}
-STRICT = ("-O1", "-Werror", "-pedantic", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
+STRICT = (
+    "-O1",
+    "-Werror",
+    "-pedantic",
+    "-fsanitize=undefined",
+    "-fsanitize-undefined-trap-on-error",
+)
 
 
 @pytest.fixture(params=sorted(CORES))

@@ -1,4 +1,4 @@
-"""Every operator as C, beside the numpy reference of core/integers, bit for bit, on cores with and without DSP."""
+"""Every operator as C, beside the numpy reference of core/integers, with and without DSP, bit for bit."""
 
 from __future__ import annotations
 
@@ -231,7 +231,8 @@ def test_pools(core: Core, exact: Exact) -> None:
         average(x, "AveragePool", (1, 1), kernel_shape=[7, 8]),
         average(x, "AveragePool", (3, 4), kernel_shape=[2, 2], strides=[2, 2]),
         average(x, "AveragePool", (7, 8), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-        average(x, "AveragePool", (4, 4), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 0], count_include_pad=1),
+        average(x, "AveragePool", (4, 4), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 0],
+                count_include_pad=1),
         average(w, "AveragePool", (4,), kernel_shape=[3], strides=[2]),
         g.node("MaxPool", [x], "int8", (1, 5, 3, 4), kernel_shape=[3, 2], strides=[2, 2]),
         g.node("MaxPool", [x], "int8", (1, 5, 7, 8), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
@@ -250,8 +251,16 @@ def test_matrix_products(core: Core, exact: Exact) -> None:
         m = g.constant(multiplier_for("fixed", np.array([50 / (74 * 74 * depth**0.5)])))
         made.append(
             g.integer(
-                "MatMul", [x, g.constant(weight), bias, m], "int8", (rows, out), x_zero_point=4,
-                w_zero_point=0, y_zero_point=1, low=-128, high=127, **FIXED,
+                "MatMul",
+                [x, g.constant(weight), bias, m],
+                "int8",
+                (rows, out),
+                x_zero_point=4,
+                w_zero_point=0,
+                y_zero_point=1,
+                low=-128,
+                high=127,
+                **FIXED,
             )  # fmt: skip
         )
     g.output(*made)
@@ -268,8 +277,18 @@ def test_transposed_convolution(core: Core, exact: Exact) -> None:
         bias = g.constant(g.rng.integers(-900, 900, out).astype(np.int32))
         made.append(
             g.integer(
-                "ConvTranspose", [x, g.constant(weight), bias, m], "int8", (1, out, 8, 10), x_zero_point=4,
-                y_zero_point=1, low=-128, high=127, strides=[2, 2], pads=[1, 0, 0, 0], group=group, **FIXED,
+                "ConvTranspose",
+                [x, g.constant(weight), bias, m],
+                "int8",
+                (1, out, 8, 10),
+                x_zero_point=4,
+                y_zero_point=1,
+                low=-128,
+                high=127,
+                strides=[2, 2],
+                pads=[1, 0, 0, 0],
+                group=group,
+                **FIXED,
             )  # fmt: skip
         )
     g.output(*made)
@@ -324,7 +343,12 @@ def test_reals_at_the_border(core: Core, exact: Exact) -> None:
     )
     program = exact(g.model(), g.feeds(), core)
     # the caller quantizes: the firmware holds a quarter of the bytes, channels last
-    assert program.inputs[0].tensor.dtype == "int8" and program.inputs[0].tensor.order == (0, 2, 3, 1)
+    assert program.inputs[0].tensor.dtype == "int8" and program.inputs[0].tensor.order == (
+        0,
+        2,
+        3,
+        1,
+    )
     assert program.outputs[0].tensor.dtype == "int8"
 
 
