@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from effc.core.torch_module.batches import Values, batchable, joined, run_batch
 from effc.core.torch_module.module import TorchModule
@@ -16,11 +15,9 @@ from effc.core.torch_module.variations import is_picture, varied
 class Lesson:
     """The pupil's error: squared, of every float output, over the variance of the teacher's answers.
 
-    For the logits of classes the Kullback-Leibler divergence is added, which weighs the classes that the
-    teacher thinks of (Hinton et al. 2015, arXiv:1503.02531).
-
-    With `vary` the pupil trains on variations of pictures (and the teacher answers for these); inputs that
-    are none stay as they are.
+    With the divergence of class probabilities as the error, models measured came out worse, by SQNR and by
+    agreement. With `vary` the pupil trains on variations of pictures, and the teacher answers for these;
+    inputs that are none stay as they are.
     """
 
     def __init__(
@@ -40,7 +37,6 @@ class Lesson:
         with torch.no_grad():
             self.answers = [teacher(f) for f in self.samples]
         self.outputs = [n for n in pupil.output_names if self.answers[0][n].is_floating_point()]
-        self.logits = _logits(self.answers, self.outputs)
         self.together = all(
             batchable(m, self.samples, self.outputs) for m in (self.pupil, self.teacher)
         )
@@ -79,21 +75,4 @@ class Lesson:
         made = run_batch(self.pupil, samples, self.outputs, together=self.together)
         wanted = joined([{n: a[n] for n in self.outputs} for a in answers])
         errors = [(made[n] - wanted[n]).square().mean() / self.power[n] for n in self.outputs]
-        errors += [_divergence(made[n], wanted[n]) for n in self.logits]
         return torch.stack(errors).sum()
-
-
-def _logits(answers: Sequence[Values], outputs: Sequence[str]) -> tuple[str, ...]:
-    """The only output, if it is the scores of classes [N, C] (or [N, C, 1, 1]), and no probabilities."""
-    if len(outputs) != 1:
-        return ()
-    (name,) = outputs
-    shape = answers[0][name].shape
-    classes = len(shape) >= 2 and shape[1] > 1 and shape[2:].numel() == 1
-    return (name,) if classes and any(bool((a[name] < 0).any()) for a in answers) else ()
-
-
-def _divergence(made: Tensor, wanted: Tensor) -> Tensor:
-    """Mean over the samples of KL(teacher || pupil), in nats."""
-    ours, theirs = (x.flatten(1).log_softmax(1) for x in (made, wanted))
-    return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -38,7 +38,7 @@ class Adaround(Pass):
     effect: ClassVar[Effect] = Effect.ROUNDED
 
     unit: str = field(default="block", metadata={"help": "layer, or block of about two layers"})
-    iterations: int = field(default=200, metadata={"help": "of each unit", "unit": "steps"})
+    iterations: int = field(default=80, metadata={"help": "of each unit", "unit": "steps"})
     batch: int = field(
         default=16,
         metadata={"help": "in each step, at most; fewer, but 2, where large", "unit": "samples"},

@@ -197,3 +197,38 @@ def test_what_is_wrong_is_said() -> None:
     with pytest.raises(ConfigError, match="the loss is"):
         wild.run(before, PassContext(samples=samples))
     assert all(n.op_type != "DequantizeLinear" for n in before.graph)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_graph_that_holds_its_own_batch_trains_sample_by_sample(
+    digits: tuple[Digits, Digits], labelled: bool
+) -> None:
+    """At a rate of nothing the mean loss does not depend on the batch."""
+    kind = Digits if labelled else Unlabelled
+    few = kind(digits[0].pictures[:8], digits[0].labels[:8])
+
+    def mean_loss(batch: int) -> float:
+        made = network()
+        end = made.graph.outputs[0]
+        # folds all rows into one: of a larger batch it would mix up the samples
+        whole = ir.tensor(np.array([2, -1], np.int64), name="whole")
+        rows = ir.tensor(np.array([1, 10], np.int64), name="rows")
+        constants = [ir.Value(name=t.name, const_value=t) for t in (whole, rows)]
+        for value in constants:
+            made.graph.register_initializer(value)
+        folded = ir.node("Reshape", [end, constants[0]])
+        summed = ir.node("ReduceSum", [folded.outputs[0]])
+        added = ir.node("Add", [folded.outputs[0], summed.outputs[0]])
+        last = ir.node("Reshape", [added.outputs[0], constants[1]])
+        made.graph.extend([folded, summed, added, last])
+        for i, node in enumerate((folded, summed, added, last)):
+            node.outputs[0].name = f"end{i}"
+        last.outputs[0].dtype, last.outputs[0].shape = end.dtype, end.shape
+        made.graph.outputs[:] = [last.outputs[0]]
+        heard: list[float] = []
+        Binarize(epochs=1, batch=batch, rate=1e-12).train(
+            made, PassContext(samples=few), lambda p: heard.append(p.loss)
+        )
+        return heard[0]
+
+    assert mean_loss(4) == pytest.approx(mean_loss(1), rel=1e-3)
