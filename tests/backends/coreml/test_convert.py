@@ -282,6 +282,7 @@ def test_a_product_and_a_sum_by_channel_keep_their_last_bits(packaged) -> None:
             y = Add (m, b)
         }"""
     model = ir.from_onnx_text(text)
+    infer_shapes(model)
     x = np.random.default_rng(0).standard_normal((1, 2, 3, 3)).astype(np.float32) * 1000
     wanted = x * np.float32([3, -7]).reshape(1, 2, 1, 1) + np.float32([0.5, 100]).reshape(
         1, 2, 1, 1
