@@ -121,7 +121,14 @@ def build_firmware(
             objects.append(file.removesuffix(".c") + ".o")
         try:
             call(
-                [*common, *objects, *link_flags(board), "-o", "firmware.elf"],
+                [
+                    toolchain.cc,
+                    *toolchain.linking,
+                    *objects,
+                    *link_flags(board),
+                    "-o",
+                    "firmware.elf",
+                ],
                 folder,
                 "link the firmware",
             )

@@ -125,11 +125,9 @@ def makefile_text(made: Recipe) -> str:
             f"build/{v.name}/%.o: device/%.c",
             "\t@mkdir -p $(@D)",
             f"\t$(CC) $(CFLAGS) {' '.join(v.flags)} $(EXTRA_$*) -c $< -o $@",
-            f"build/{v.name}/effc_ports.o: effc_ports.c",
-            "\t@mkdir -p $(@D)",
-            f"\t$(CC) $(CFLAGS) {' '.join(v.flags)} -c $< -o $@",
             f"build/{v.name}.elf: $(MODEL) {' '.join(objects)} {v.script}",
-            f"\t$(CC) $(CFLAGS) $(MODEL) {' '.join(objects)} {' '.join(_link(made, v.script))}"
+            f"\t$(CC) {' '.join(made.toolchain.linking)} $(MODEL) {' '.join(objects)}"
+            f" {' '.join(_link(made, v.script))}"
             f" -Wl,-Map=build/{v.name}.map $(LIBRARIES) -o $@",
         ]
     lines += ["", f"EXTRA_memory = {' '.join(_MEMORY)}", ""]
@@ -187,11 +185,11 @@ def cmake_text(made: Recipe) -> str:
         f"target_compile_options(effc_model PRIVATE {own})",
         f"target_include_directories(effc_model PRIVATE {_list(_includes(made))})",
         "function(effc_firmware name script)",
-        "  add_executable(${name}.elf effc_ports.c ${ARGN})",
+        "  add_executable(${name}.elf device/effc_ports.c ${ARGN})",
         f"  target_include_directories(${{name}}.elf PRIVATE {_list(_includes(made))})",
         f"  target_compile_options(${{name}}.elf PRIVATE {own})",
         "  target_link_libraries(${name}.elf PRIVATE effc_model)",
-        f"  target_link_options(${{name}}.elf PRIVATE {_list(_common(made))} {_list(_link(made, '${CMAKE_CURRENT_SOURCE_DIR}/${script}'))})",  # noqa: E501
+        f"  target_link_options(${{name}}.elf PRIVATE {_list(made.toolchain.linking)} {_list(_link(made, '${CMAKE_CURRENT_SOURCE_DIR}/${script}'))})",  # noqa: E501
         f"  target_link_libraries(${{name}}.elf PRIVATE -Wl,--start-group {_list(made.libraries)} -Wl,--end-group)",  # noqa: E501
         "endfunction()",
     ]

@@ -50,7 +50,7 @@ def write_project(
     product = _product(profile)
     made = recipe(sources, emulated, product)
     files = {
-        "effc_ports.c": ports_c(sources),
+        "device/effc_ports.c": ports_c(sources),
         "emulator.ld": linker_script(emulated, stack_bytes),
         "Makefile": makefile_text(made),
         "CMakeLists.txt": cmake_text(made),

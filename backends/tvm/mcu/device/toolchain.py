@@ -21,10 +21,15 @@ STRICT = ("-std=c99", "-Wall", "-Wextra", "-ffunction-sections", "-fdata-section
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
-    """GCC for one processor: `cc`, the flags that choose the processor, and whether it has a C library."""
+    """GCC for one processor: `cc`, the flags that choose the processor, and whether it has a C library.
+
+    `linking` are the flags that choose its libraries: GCC knows those of RISC-V without suffixes like Zicsr,
+    and takes 64-bit ones where it finds none.
+    """
 
     cc: str
     processor: tuple[str, ...]
+    linking: tuple[str, ...]
     hosted: bool
 
     def tool(self, name: str) -> str:
@@ -42,16 +47,15 @@ def toolchain_of(profile: HardwareProfile) -> Toolchain:
             hint="set `cc` in [toolchain] of its profile",
         )
     if profile.triple.startswith("riscv32"):
-        flags = (
-            "-march=" + facts.get("march", "rv32imc_zicsr"),
-            "-mabi=" + facts.get("mabi", "ilp32"),
-        )
-        return Toolchain(cc, (*flags, "-msmall-data-limit=0"), hosted=False)
+        march, mabi = facts.get("march", "rv32im_zicsr"), "-mabi=" + facts.get("mabi", "ilp32")
+        compiling = (f"-march={march}", mabi, "-msmall-data-limit=0")
+        return Toolchain(cc, compiling, (f"-march={march.split('_')[0]}", mabi), hosted=False)
     hard = profile.triple.endswith("hf")
     floats = (
         ("-mfloat-abi=hard", f"-mfpu={facts.get('fpu', 'auto')}") if hard else ("-mfloat-abi=soft",)
     )
-    return Toolchain(cc, (f"-mcpu={profile.mcpu}", "-mthumb", *floats), hosted=True)
+    flags = (f"-mcpu={profile.mcpu}", "-mthumb", *floats)
+    return Toolchain(cc, flags, flags, hosted=True)
 
 
 def missing(profile: HardwareProfile) -> tuple[str, str] | None:
