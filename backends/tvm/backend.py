@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import onnx_ir as ir
 
@@ -233,7 +233,17 @@ class TvmBackend(Backend["Program"]):
         }
 
 
-def _cuda(target: Target) -> Any:
+class _Gpus(Protocol):
+    """What cuda/backend.py answers."""
+
+    def accepts(self, target: Target) -> Availability: ...
+    def lower(self, model: ir.Model, target: Target) -> Program: ...
+    def compile_program(self, lowered: Program, out: Path) -> Mapping[str, Path]: ...
+    def devices(self, target: Target) -> Iterable[Device]: ...
+    def why_no_device(self, target: Target) -> str: ...
+
+
+def _cuda(target: Target) -> _Gpus | None:
     """The module that answers for NVIDIA GPUs, if the target is one."""
     if "sm" not in target.profile.toolchain:
         return None
