@@ -24,6 +24,7 @@ from effc.core.artifact import Artifact
 from effc.core.errors import DeviceError
 from effc.core.measure import Feeds, LayerTime, Measurement, Runner
 
+_CLOCK = {"aarch64": 113, "arm": 403}  # numbers of the system call clock_gettime (64 bits of time)
 PLUGIN = Path(__file__).parent / "qemu_count.c"
 
 
@@ -132,8 +133,8 @@ class EmulatedRunner(StreamRunner):
             if plugin is None:
                 return None
             out = folder / "counts"
-            arm = "on" if architecture(self.qemu.isa.triple) == "arm" else "off"
-            options = ["-plugin", f"{plugin},out={out},arm={arm}"]
+            clock = _CLOCK[architecture(self.qemu.isa.triple)]
+            options = ["-plugin", f"{plugin},out={out},call={clock}"]
             command = [*self.qemu.command(self._path, options), "--profile", "1"]
             done = subprocess.run(command, input=self.packed(feeds), capture_output=True)
             if done.returncode or not out.is_file():
