@@ -188,6 +188,15 @@ def test_failures_at_run_time_are_one_line(name, code, says, built, network, sam
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["rp2040", "esp32-c3"])
+def test_floating_point_without_a_unit(name, built, network, samples, tmp_path):
+    """It is the toolchain's library for this very processor that computes."""
+    profile = built(name).profile
+    code = "volatile float f = (float)input[0]; volatile double d = f * 1.5; if (d * 2.0 != input[0] * 3) return 9;"
+    found = run(changed(network, BEGIN, BEGIN + code), profile, tmp_path, samples)
+    np.testing.assert_array_equal(found["scores"], network.reference(samples[0]))
+
+
 @pytest.mark.parametrize("name", ["nrf52840", "stm32h743", "esp32-c3"])
 @pytest.mark.parametrize("room", [880, 3000])
 def test_a_stack_that_is_too_small_is_told(name, room, built, network, samples, tmp_path):
