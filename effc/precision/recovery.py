@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from effc.core.cost import model_cost
 from effc.core.errors import EffcError
 from effc.core.ir import attr, elements, is_op, shape_of
 from effc.core.passinfra import PassRecord, show
+from effc.core.shapes import infer_shapes
 from effc.passes.quantize.narrow_weights import NarrowWeights, narrowable
 from effc.precision.contract import clone
 from effc.precision.score import Judge, Score
@@ -27,9 +29,10 @@ _LADDER = (
     ("equalize-layers,", ",correct-bias"),
     ("migrate-difficulty,", ",correct-bias"),
 )
-# methods that learn, one behind the other, by the bits of the weights: 4 bits have further to go
-_LEARNED_8 = ("adaround{iterations=60}", "train-quantized{epochs=16,rate=3e-4}")
-_LEARNED_4 = ("adaround{iterations=80}", "train-quantized{epochs=16,rate=1e-3}")
+# multiply-adds that training may run forward: about 1 and 4 minutes of one core that does 3e9 a second
+# with its way back
+_TRAINING_MACS = {8: 180e9, 4: 720e9}
+_EPOCHS = {8: 24, 4: 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def recover(model: ir.Model, bench: Workbench, judge: Judge, scheme: str) -> Rec
     if narrow:
         best, said = _narrowed(best, bench, judge)
         notes.append(said)
-    for i, text in enumerate(_LEARNED_4 if narrow else _LEARNED_8):
+    for i, text in enumerate(_learning(best.model, len(bench.samples), 4 if narrow else 8)):
         name = text.split("{")[0]
         if name in options.skip or best.score.sqnr_db >= ENOUGH_SQNR_DB:
             continue
@@ -91,6 +94,18 @@ def recover(model: ir.Model, bench: Workbench, judge: Judge, scheme: str) -> Rec
         best, said = _learned(best, text, bench, judge)
         notes.append(said)
     return Recovered(best.model, best.text, best.records, best.score, tuple(notes))
+
+
+def _learning(model: ir.Model, samples: int, bits: int) -> tuple[str, ...]:
+    """Methods that learn, one behind the other; weights of 4 bits have further to go."""
+    infer_shapes(model)
+    each = model_cost(model).macs * min(samples, 128)
+    epochs = min(_EPOCHS[bits], int(_TRAINING_MACS[bits] // max(each, 1)))
+    steps, rate = (60, "2e-4") if bits == 8 else (80, "1e-3")
+    found = [f"adaround{{iterations={steps}}}"]
+    if epochs >= 2:
+        found.append(f"train-quantized{{epochs={epochs},rate={rate}}}")
+    return tuple(found)
 
 
 def wide_nodes(model: ir.Model) -> tuple[str, ...]:

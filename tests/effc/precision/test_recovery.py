@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
 
 from effc.precision.recipe import load_recipe
+from effc.precision.recovery import _learning
 
 
 def test_w4a8_keeps_the_first_and_the_depthwise_weights_at_8_bits(
     tmp_path: Path, command: Any
 ) -> None:
-    import onnx
-
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "x.npz", x=rng.normal(size=(8, 3, 32, 32)).astype(np.float32))
     text = """net (float[1,3,32,32] x, float[8,3,3,3] w1, float[8,1,3,3] w2, float[16,8,1,1] w3,
@@ -61,4 +63,21 @@ def test_w4a8_keeps_the_first_and_the_depthwise_weights_at_8_bits(
     assert any(
         f"4-bit weights but in first, depth ({100 * wide / whole:.1f} % of the weights" in n
         for n in notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "samples", "bits", "epochs"),
+    [(8, 128, 8, 24), (8, 128, 4, 20), (1024, 128, 8, 0), (1024, 128, 4, 5), (1024, 10**6, 4, 5)],
+)
+def test_training_is_shorter_for_more_work(side: int, samples: int, bits: int, epochs: int) -> None:
+    """A convolution of 1024 x 1024 positions, 1024 multiply-adds each, on at most 128 samples."""
+    made = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["": 21]> net (float[1,32,{side},{side}] x,
+        float[32,32,1,1] w) => (float[1,32,{side},{side}] y) {{ y = Conv(x, w) }}"""
+    )
+    learning = _learning(ir.from_proto(made), samples, bits)
+    assert learning[0].startswith("adaround")
+    assert [t.split(",")[0] for t in learning[1:]] == (
+        [f"train-quantized{{epochs={epochs}"] if epochs else []
     )
