@@ -75,7 +75,7 @@ class TvmBackend(Backend["Program"]):
         if gpu := _cuda(target):
             return gpu.accepts(target)
         if mcu := _mcu(target):
-            return mcu.accepts(target)
+            return mcu.accepts(target)  # type: ignore[no-any-return]
         try:
             isa = _isa(target)
         except ConfigError as error:
@@ -108,7 +108,7 @@ class TvmBackend(Backend["Program"]):
         from effc.backends.tvm.pipeline import cpu
 
         if mcu := _mcu(target):
-            return mcu.legalize()
+            return mcu.legalize()  # type: ignore[no-any-return]
         if _cuda(target):
             return cpu("keep")
         return cpu("unsigned" if _isa(target).triple.startswith(("x86_64", "amd64")) else "signed")
@@ -124,7 +124,7 @@ class TvmBackend(Backend["Program"]):
         if gpu := _cuda(target):
             return gpu.lower(model, target)
         if mcu := _mcu(target):
-            return mcu.lower(model, target)
+            return mcu.lower(model, target)  # type: ignore[no-any-return]
         from effc.backends.tvm.lower import lower
 
         return lower(model, _isa(target), target.profile.name)
@@ -150,7 +150,7 @@ class TvmBackend(Backend["Program"]):
         if gpu := _cuda(target):
             return gpu.compile_program(lowered, out)
         if mcu := _mcu(target):
-            return mcu.compile_program(lowered, target, out)
+            return mcu.compile_program(lowered, target, out)  # type: ignore[no-any-return]
         from effc.backends.tvm.library import write_library
 
         return write_library(lowered, out)
@@ -159,7 +159,7 @@ class TvmBackend(Backend["Program"]):
         if gpu := _cuda(target):
             return gpu.devices(target)
         if mcu := _mcu(target):
-            return mcu.devices(target)
+            return mcu.devices(target)  # type: ignore[no-any-return]
         from effc.backends.tvm import qemu_user
         from effc.backends.tvm.compilers import is_native
         from effc.backends.tvm.isa import host_isa, runs_on

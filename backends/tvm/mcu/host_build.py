@@ -111,7 +111,7 @@ class HostRunner(Runner):
 
 
 def compile_library(sources: Path, out: Path, flags: Sequence[str] = ()) -> None:
-    """`sources`/model.c and kernels.c as the shared library `out`. LoweringError with the compiler's first words."""
+    """The model and its kernels as the shared library `out`. LoweringError with the compiler's words."""
     compiler = c_compiler()
     if compiler is None:
         raise BackendUnavailable("there is no C compiler", hint="install gcc or clang, or set CC")

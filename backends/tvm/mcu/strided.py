@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,8 @@ class StridedCopy:
         sources = []
         total = np.full(index.shape, base, np.int64)
         for k, extent in enumerate(index.shape):
-            line = index[(*corner[:k], slice(None), *corner[k + 1 :])] - base
+            at: Any = (*corner[:k], slice(None), *corner[k + 1 :])
+            line = index[at] - base
             sources.append(tuple(int(v) for v in line))
             total += line.reshape([extent if i == k else 1 for i in range(index.ndim)])
         if not np.array_equal(total, index):

@@ -78,7 +78,7 @@ def _counts(
     counts = np.multiply.outer(axes[0], axes[1]).astype(np.int64)
     if not counts.all():
         raise Refusal("a window lies outside its input", "make its pads smaller")
-    return counts
+    return np.asarray(counts)
 
 
 def max_pool(low: Lowering, node: ir.Node) -> None:

@@ -177,11 +177,11 @@ def narrowed(multiplier: int, shift: int, low_acc: int, high_acc: int) -> tuple[
                 else:
                     low = max(low, -(-(edge - 1) // acc))
     for acc, k in ((high_acc, last), (low_acc, first)):  # the ends stay in their steps
-        least, most = (k << 32) - (1 << 31), (k << 32) + (1 << 31) - 1
+        start, end = (k << 32) - (1 << 31), (k << 32) + (1 << 31) - 1
         if acc > 0:
-            low, high = max(low, -(-least // acc)), min(high, most // acc)
+            low, high = max(low, -(-start // acc)), min(high, end // acc)
         elif acc < 0:
-            low, high = max(low, -(most // -acc)), min(high, least // acc)
+            low, high = max(low, -(end // -acc)), min(high, start // acc)
     if low > high:
         return multiplier, shift
     near = (multiplier + (1 << (shift - 33))) >> (shift - 32)
