@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from effc.backends.tvm import compose
 from effc.backends.tvm.arena import plan_arena
+from effc.backends.tvm.cuda import anchors_int8 as _integers  # noqa: F401  registers its operators
 from effc.backends.tvm.cuda.anchors import find_anchor
 from effc.backends.tvm.cuda.kernel import elementwise
 from effc.backends.tvm.grouping import (
