@@ -172,6 +172,7 @@ def test_a_failed_install_says_why(checkout: Path) -> None:
         ("build m.onnx --target my/rtx.toml", "tensorrt tensorrt-rtx"),
         ("build m.onnx --target my/rtx.toml --backend-option product=bundle", "tensorrt"),
         ("build m.onnx --target my/rtx.toml --backend ort", ""),
+        ("build m.onnx --target my/rtx.toml --backend tvm", "tvm cuda"),
         ("build m.onnx --target my/orin.toml", "tensorrt"),
         ("bench my/engine", "tensorrt tensorrt-rtx"),
         ("build zoo:tiny-convnet --target host", "tvm"),
