@@ -54,8 +54,6 @@ class _Residual:
         lines = []
         for line in text.replace("    MULTIPLY\n", template("multiply_dsp.c")).splitlines():
             stripped = line.strip()
-            if stripped == "STORE":
-                stripped = "PUT(y, z, n, acc)"
             if stripped.startswith("PUT("):
                 y, z, n, acc, *by = stripped[4:-1].split(", ")
                 put = self.put(channels).replace("acc", acc).replace("z[", f"{z}[")
@@ -190,7 +188,8 @@ def _rows(
         tail = (*tail, Scratch(4 * _quads(depth)))
         weights, ahead = packed(taps.reshape(out, -1)), flat.ahead(2, gathered=True)
     else:
-        text = residual.expand(template("rows.c"), channels)
+        text = template("rows.c").replace("    MULTIPLY_BYTES\n", template("multiply_bytes.c"))
+        text = residual.expand(text, channels)
         kernel = low.kernels.made(text, f"rows_{name}", numbers, residual.words(channels))
         weights, ahead = taps.reshape(out, -1), flat.ahead(1, gathered=False)
     low.call(
@@ -237,7 +236,9 @@ def _windows(
         weights, ahead = packed(taps.reshape(out, -1)), windows.ahead(2, gathered=True)
     else:
         numbers |= {"GROUPS": groups, "DEPTH": taps.shape[-1]}
-        text = residual.expand(template("conv.c"), channels)
+        inner = "multiply_bytes.c" if groups == 1 else "multiply_groups.c"
+        text = template("conv.c").replace("    MULTIPLY_BYTES\n", template(inner))
+        text = residual.expand(text, channels)
         kernel = low.kernels.made(text, name, numbers, residual.words(channels))
         tail = (*tail, Scratch(count * groups))
         weights, ahead = taps.reshape(out, -1), windows.ahead(1, gathered=True)

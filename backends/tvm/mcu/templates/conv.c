@@ -17,13 +17,7 @@ void NAME(const int8_t *x, Z_PARAMETER const int8_t *w, const int32_t *bias, con
           }
         }
       }
-      const int8_t *row = w;
-      for (int n = 0; n < OUT_C; n++) {
-        const int8_t *from = window + n / (OUT_C / GROUPS) * TAPS;
-        int32_t acc = bias[n];
-        for (int k = 0; k < TAPS; k++) acc += *from++ * *row++;
-        STORE
-      }
+    MULTIPLY_BYTES
       y += OUT_C;
       Z_NEXT
     }

@@ -19,7 +19,9 @@ void NAME(const int8_t *x, const int8_t *w, const int32_t *bias, const int32_t *
         for (int ox = 0; ox < OUT_W; ox++) {
           const int8_t *window = plane + oy * STRIDE_H * ROW + ox * STRIDE_W;
           int32_t acc = start;
+          EFFC_UNROLL
           for (int ky = 0; ky < KERNEL_H; ky++)
+            EFFC_UNROLL
             for (int kx = 0; kx < KERNEL_W; kx++)
               acc += window[ky * DILATION_H * ROW + kx * DILATION_W] * taps[ky * KERNEL_W + kx];
           *to = (int8_t)REQUANTIZE(acc, by, bits);

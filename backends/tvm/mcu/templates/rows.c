@@ -3,13 +3,8 @@ void NAME(const int8_t *x, Z_PARAMETER const int8_t *w, const int32_t *bias, con
           int8_t *y) {
   /*CONSTANTS*/
   for (int p = 0; p < ROWS; p++) {
-    const int8_t *row = w;
-    for (int n = 0; n < OUT_C; n++) {
-      const int8_t *from = x;
-      int32_t acc = bias[n];
-      for (int k = 0; k < TAPS; k++) acc += *from++ * *row++;
-      STORE
-    }
+    const int8_t *window = x;
+    MULTIPLY_BYTES
     x += TAPS;
     y += OUT_C;
     Z_NEXT
