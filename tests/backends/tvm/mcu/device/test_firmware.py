@@ -192,7 +192,8 @@ def test_failures_at_run_time_are_one_line(name, code, says, built, network, sam
 def test_floating_point_without_a_unit(name, built, network, samples, tmp_path):
     """It is the toolchain's library for this very processor that computes."""
     profile = built(name).profile
-    code = "volatile float f = (float)input[0]; volatile double d = f * 1.5; if (d * 2.0 != input[0] * 3) return 9;"
+    code = "volatile float f = (float)input[0]; volatile double d = f * 1.5;"
+    code += "if (d * 2.0 != input[0] * 3) return 9;"
     found = run(changed(network, BEGIN, BEGIN + code), profile, tmp_path, samples)
     np.testing.assert_array_equal(found["scores"], network.reference(samples[0]))
 
