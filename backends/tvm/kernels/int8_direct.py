@@ -53,6 +53,15 @@ class IntegerRule(Rule):
         return blocks * (8.0 * fours + (0.0, 5.0, 7.0, 11.0)[rest])
 
 
+class RowRule(IntegerRule):
+    """Tiles of rows with `sdot`: a vector of each."""
+
+    def fits(self, isa: Isa, pixels: int, blocks: int) -> bool:
+        """As of floats there."""
+        return pixels * blocks + blocks + pixels <= isa.registers - 3
+
+
+ROWS = RowRule()
 INTEGERS = IntegerRule()
 LONG = IntegerRule(body=24)  # a step of four instructions
 
@@ -129,3 +138,8 @@ class IntegerConv(Integer):
 
 class IntegerProduct(Integer, Product):
     """Rows of bytes times weights."""
+
+    @property
+    def rule(self) -> Rule:
+        """AArch64 keeps sixteen channels of each row in a register."""
+        return ROWS if scheme(self.isa) == "sdot" else super().rule

@@ -142,6 +142,12 @@ class Part:
         return tirx.Shuffle([wide], [tirx.const(place * QUAD + i, "int32")] * 4)
 
 
+def vector_of_bytes(x: Any, at: Expr, *, flip: bool = False) -> Expr:
+    """Sixteen bytes from element `at` of `x` as int8x16."""
+    vector = tirx.reinterpret("int8x16", read(x, at, 16))
+    return vector ^ tirx.const(-128, "int8x16") if flip else vector
+
+
 def quads_of_row(
     x: Any, at: Expr, offsets: Sequence[int], *, flip: bool = False
 ) -> dict[int, Part] | None:
@@ -157,9 +163,7 @@ def quads_of_row(
     left = list(offsets)
     while left:
         start = min(left[0], end - size)
-        vector = tirx.reinterpret(f"int8x{size}", read(x, at + start, size))
-        if flip:
-            vector = vector ^ tirx.const(-128, f"int8x{size}")
+        vector = vector_of_bytes(x, at + start, flip=flip)
         taken = [o for o in left if o < start + size]
         found.update((o, Part(vector, (o - start) // QUAD)) for o in taken)
         left = left[len(taken) :]

@@ -25,7 +25,9 @@ from effc.backends.tvm.kernels.int8_dot import (
     quad,
     quads_of_row,
     read,
+    scheme,
     shift_of,
+    vector_of_bytes,
     weight_dtype,
     write,
 )
@@ -36,6 +38,7 @@ from effc.backends.tvm.program import Kernel
 
 Expr = Any
 Stmt = Any
+ROW = 16  # channels of a vector of bytes
 
 
 def integer_kernel(
@@ -67,6 +70,7 @@ class IntegerEmission(Emission):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.rows: dict[int, Part] = {}  # of the step that is emitted now
         d = self.direct
         if d.reads_planes:
             assert isinstance(d, IntegerConv)
@@ -167,6 +171,39 @@ class IntegerEmission(Emission):
 
     # a register tile
 
+    def _reduction(self, ctx: Context) -> list[Stmt]:
+        """Rows of channels with `sdot`: sixteen at a time, four elements of a vector.
+
+        With `smlal` and several rows LLVM would widen all sixteen at once, and spill.
+        """
+        d = self.direct
+        sixteens = d.channels // ROW
+        beside = d.source.channel == 1 and d.source.block == QUAD == d.lanes
+        ways = scheme(d.isa) == "sdot" or (is_arm(d.isa) and ctx.tile.width == 1)
+        if not ways or not beside or ctx.phase.taps != 1 or not sixteens:
+            return super()._reduction(ctx)
+        stmts = [tir.loop("sixteen", sixteens, lambda i: self._block(ctx, i * (ROW // QUAD), ROW))]
+        for first in range(sixteens * ROW, d.channels, QUAD):
+            left = min(QUAD, d.channels - first)
+            stmts.append(self._block(ctx, int32(first // QUAD), left))
+        return stmts
+
+    def _sixteen(self, ctx: Context, x: Expr, w: Expr, valid: tuple[bool, ...]) -> Stmt:
+        stride = ctx.phase.walked[-1].stride * self.direct.source.spatial[-1]
+        xi, wi = tirx.Var("xi", "int32"), tirx.Var("wi", "int32")
+        stmts: list[Stmt] = [tirx.Bind(xi, x), tirx.Bind(wi, w)]
+        rows = {
+            i: vector_of_bytes(self.x, xi + i * stride, flip=self.flip)
+            for i, v in enumerate(valid)
+            if v
+        }
+        for c in range(ROW // QUAD):
+            self.rows = {i: Part(vector, c) for i, vector in rows.items()}
+            at = wi + c * (QUAD * ctx.run.width * self.lanes)
+            stmts += self._step(ctx, xi + c * QUAD, stride, at, valid)
+        self.rows = {}
+        return tir.seq(*stmts)
+
     def _initial(self, ctx: Context) -> list[Stmt]:
         stmts: list[Stmt] = []
         axes, channels = ctx.phase.walked, self.direct.output_channels
@@ -192,6 +229,8 @@ class IntegerEmission(Emission):
     def _steps(
         self, ctx: Context, x: Expr, w: Expr, channels: int, valid: tuple[bool, ...]
     ) -> Stmt:
+        if channels == ROW and is_arm(self.direct.isa):
+            return self._sixteen(ctx, x, w, valid)
         whole = channels // QUAD * QUAD
         if whole == channels or self.direct.input.layout.block or self.direct.reads_planes:
             return super()._steps(ctx, x, w, channels, valid)
@@ -227,6 +266,8 @@ class IntegerEmission(Emission):
 
     def _words(self, x: Expr, pixel_stride: int, valid: tuple[bool, ...]) -> dict[int, Part]:
         """The pixels that are read as parts of vectors."""
+        if self.rows:
+            return self.rows
         pixels = [i for i, inside in enumerate(valid) if inside]
         if not is_arm(self.direct.isa) or pixel_stride > 2 * QUAD:
             return {}
