@@ -6,7 +6,7 @@ from effc.backends.tvm.mcu.device.sources import Layer, Port, Sources
 from effc.backends.tvm.mcu.program import Program
 from effc.backends.tvm.mcu.sources import texts
 
-FLAGS = ("-O2",)  # of the compiler
+FLAGS = ("-O3",)  # of the compiler
 
 
 def device_sources(program: Program) -> Sources:

@@ -122,7 +122,7 @@ def test_the_boards_compiler_has_nothing_to_say(cpu: str, tmp_path: Path) -> Non
     write_sources(lower(quantized("tiny-mobilenetv3"), Core(cpu, dsp=cpu == "cortex-m7")), tmp_path)
     flags = [
         "-std=c99",
-        "-O2",
+        "-O3",
         "-Wall",
         "-Wextra",
         "-pedantic",
