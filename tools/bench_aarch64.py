@@ -68,7 +68,7 @@ def main() -> None:
     root = prepare(asked.folder.resolve())
     profile = load_profile(asked.target)
     qemu = QemuUser(isa_of(profile))
-    skip = frozenset({"adaround", "correct-bias"}) if asked.precision == "int8" else frozenset()
+    skip = frozenset({"adaround"}) if asked.precision == "int8" else frozenset()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = BuildOptions(precision=asked.precision, skip=skip)
