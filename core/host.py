@@ -15,7 +15,8 @@ from effc.core.target import HardwareProfile, Memory, Number
 _X86_FEATURES = {
     "sse4_2": "sse4.2", "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "avx_vnni": "avxvnni",
     "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512dq": "avx512dq", "avx512vl": "avx512vl",
-    "avx512cd": "avx512cd", "avx512_vnni": "avx512vnni", "avx512vbmi": "avx512vbmi", "avx512_bf16": "avx512bf16",
+    "avx512cd": "avx512cd", "avx512_vnni": "avx512vnni", "avx512vbmi": "avx512vbmi",
+    "avx512_bf16": "avx512bf16",
     "avx512_fp16": "avx512fp16", "amx_tile": "amx-tile", "amx_int8": "amx-int8", "amx_bf16": "amx-bf16",
 }  # fmt: skip
 # the psABI levels name what code may use without believing a hypervisor's model number

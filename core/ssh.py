@@ -121,7 +121,7 @@ class Connection:
         self._copy([f"scp://{self.address.url}/{path}", str(folder.resolve())])
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """What runs `command` there with this machine's pipes; arguments that are added must be plain words."""
+        """What runs `command` there with this machine's pipes; added arguments are plain words."""
         return [*self._program("ssh"), "-T", "--", f"ssh://{self.address.url}", shlex.join(command)]
 
     def _copy(self, ends: list[str]) -> None:

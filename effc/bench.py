@@ -32,7 +32,9 @@ class BenchRow(msgspec.Struct, frozen=True):
     source: str  # "device" or "emulator"
     ratio: float | None = None
     verdict: str = ""  # "faster", "slower", "inside the noise"; "baseline" for the row itself
-    instructions: int | None = None  # of one inference, where an emulator counts them; then no times
+    instructions: int | None = (
+        None  # of one inference, where an emulator counts them; then no times
+    )
 
 
 class Bench(msgspec.Struct, frozen=True):

@@ -47,7 +47,9 @@ def usage(
 
 
 def _kind(port: Port) -> str:
-    also = f" (usually; it takes {port.described()} of the source)" if port.sizes is not None else ""
+    also = (
+        f" (usually; it takes {port.described()} of the source)" if port.sizes is not None else ""
+    )
     if port.image is not None:
         _, _, h, w = port.mil_shape
         return f"{port.image.color} picture, {w} x {h} pixels{also}"

@@ -147,8 +147,8 @@ def _layers(layers: Sequence[LayerTime]) -> str:
     legend = "blue: linear operators, green: memory-bound, orange: fallbacks"
     return _section(
         f"{'Instructions' if counted else 'Time'} by layer{more}",
-        bars(items)
-        + f'<p class="legend">{legend}. Sum {shown(total)}; each call {"counted" if counted else "timed"} by itself.</p>',
+        bars(items) + f'<p class="legend">{legend}. Sum {shown(total)}; each call '
+        f"{'counted' if counted else 'timed'} by itself.</p>",
     )
 
 

@@ -49,9 +49,7 @@ class Opened:
         problems: list[Problem] = []
         _forget(copy.graph)
         given = next(v for v in copy.graph.inputs if v.name == self.name)
-        given.shape = ir.Shape(
-            [None if i in axes else d for i, d in enumerate(given.shape or ())]
-        )
+        given.shape = ir.Shape([None if i in axes else d for i, d in enumerate(given.shape or ())])
         for node in copy.graph:
             try:
                 reason = self._visit(node)
