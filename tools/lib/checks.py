@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bootstrap import ROOT, InstallError, install, say
 
-EXTRAS = ("dev", "tvm", "torch")
+EXTRAS = ("dev", "tvm", "torch", "coreml", "tensorrt-rtx", "cuda", "gpu")
 
 
 @dataclass(frozen=True)
