@@ -414,7 +414,7 @@ def lower_node(node: ir.Node, bumps: Sequence[int]) -> Callable[[], None] | None
         return None  # younger than the working opset
     if not bumps:
         return _nothing
-    if node.op_type in _STAYS or not _types_fit(node, schema):
+    if node.op_type in _STAYS or _is_floored_mod(node) or not _types_fit(node, schema):
         return None
     new = _NEW_ATTRIBUTES.get(node.op_type, {})
     drop = [name for name in node.attributes if name not in schema.attributes]
@@ -426,6 +426,14 @@ def lower_node(node: ir.Node, bumps: Sequence[int]) -> Callable[[], None] | None
             del node.attributes[name]
 
     return plan
+
+
+def _is_floored_mod(node: ir.Node) -> bool:
+    """Mod of reals with the sign of the divisor: before opset 28 they only had that of the dividend."""
+    if node.op_type != "Mod" or attr(node, "fmod", 0):
+        return False
+    first = node.inputs[0]
+    return first is None or first.dtype is None or first.dtype.is_floating_point()
 
 
 def _nothing() -> None:

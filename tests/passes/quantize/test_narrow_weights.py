@@ -17,13 +17,15 @@ from effc.core.specs import static_specs
 from effc.core.verify import compare_outputs
 from effc.passes.quantize.narrow_weights import NarrowWeights
 from effc.passes.quantize.restore_float import RestoreFloat
+from effc.passes.quantize.synthetic import ScaledNoise
 from effc.zoo import build
 
 
 @pytest.fixture
 def quantized() -> ir.Model:
     model = build("tiny-resnet")
-    samples = SyntheticSamples(static_specs(model.graph.inputs), count=4)
+    # not made-up ones by their type, which quantize would replace
+    samples = ScaledNoise(SyntheticSamples(static_specs(model.graph.inputs), count=4), {})
     text = f"{passes.CANONICALIZE},{passes.FUSE},quantize{{scheme=vnni}}"
     passes.parse(text).run(model, PassContext(samples=samples))
     return model
