@@ -8,8 +8,8 @@
     python tools/bench_quantize.py --models mobilenet_v1 --layers    # SQNR with one node quantized at a time
 
 The row `effc (--precision int8)` is what `effc build --backend ort --precision int8` chooses by itself, which
-it does on the calibration samples alone; its recipe and its notes follow with --notes. All models take about
-20 minutes on two quiet cores.
+it does on the calibration samples alone; its recipe and its notes follow with --notes. On two quiet
+cores that takes a minute and a half for mobilenet_v1 and squeezenet, almost four for mobilenet_v2.
 
 Calibration is on at most 128 samples that are not in the evaluation set: every fifth ImageNet picture, with
 the other 400 for evaluation; CIFAR-10 training images; every fifth keyword. top-1 and agreement with fp32 are

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import platform
 import time
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -116,8 +117,9 @@ class PackageRunner(Runner):
         self.inputs, self.outputs = ports_of(artifact)
         self.device = device
 
+    @abstractmethod
     def predict(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+        """The package's outputs for its inputs, both by their names in the package."""
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
         given = {}

@@ -52,20 +52,40 @@ def lower(model: ir.Model, isa: Isa, target: str = "this target") -> Program:
     UnsupportedOpError lists every node that can't be lowered. Constants are packed, kernels of the same
     structure are made once, and every intermediate tensor has its place in the arena.
     """
+    model = shaped(model)
+    ops, problems = read_ops(model)
+    return lower_ops(model, ops, problems, isa, Lowering, target)
+
+
+def shaped(model: ir.Model) -> ir.Model:
+    """A copy of `model` in which every shape is known."""
     model = model.clone()
     if any(shape_of(v) is None for n in model.graph for v in n.outputs if v.name):
         infer_shapes(model)
-    ops, problems = read_ops(model)
+    return model
+
+
+def lower_ops(
+    model: ir.Model,
+    ops: list[Op],
+    problems: list[Problem],
+    isa: Isa,
+    make: Callable[[LayoutPlan, Isa], Lowering],
+    target: str,
+) -> Program:
+    """Fuse, plan and lower the operators that were read from the shaped `model`; `make` prints the kernels.
+
+    UnsupportedOpError lists `problems` and those found on the way.
+    """
     inputs = [v for v in model.graph.inputs if not is_constant(v)]
-    groups = fuse(ops, model.graph.outputs)
-    groups, refused = _plannable(groups, isa)
-    problems += refused
+    groups, refused = _plannable(fuse(ops, model.graph.outputs), isa)
+    problems = [*problems, *refused]
     if problems:
-        problems += _Lowering(LayoutPlan(isa.lanes), isa).try_all(groups)
+        problems += make(LayoutPlan(isa.lanes), isa).try_all(groups)
         raise UnsupportedOpError(target, _in_order(model, problems))
     plan = plan_layouts(groups, inputs, model.graph.outputs, isa)
     plan.annotate()
-    lowering = _Lowering(plan, isa)
+    lowering = make(plan, isa)
     for value in inputs:
         lowering.input(value)
     problems = lowering.groups(groups)
@@ -104,7 +124,7 @@ def _in_order(model: ir.Model, problems: Sequence[Problem]) -> list[Problem]:
     return sorted(unique.values(), key=lambda p: order.get(p.node, 0))
 
 
-class _Lowering:
+class Lowering:
     """The program so far, and which tensor of it holds which value in which layout."""
 
     def __init__(self, plan: LayoutPlan, isa: Isa) -> None:

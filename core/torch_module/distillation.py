@@ -15,8 +15,7 @@ from effc.core.torch_module.variations import is_picture, varied
 class Lesson:
     """The pupil's error: squared, of every float output, over the variance of the teacher's answers.
 
-    With the divergence of class probabilities as the error, models measured came out worse, by SQNR and by
-    agreement. With `vary` the pupil trains on variations of pictures, and the teacher answers for these;
+    With `vary` the pupil trains on variations of pictures, and the teacher answers for these;
     inputs that are none stay as they are.
     """
 

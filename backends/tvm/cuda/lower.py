@@ -8,30 +8,25 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from effc.backends.tvm import compose
-from effc.backends.tvm.arena import plan_arena
 from effc.backends.tvm.cuda import anchors_int8 as _integers  # noqa: F401  registers its operators
 from effc.backends.tvm.cuda.anchors import find_anchor
 from effc.backends.tvm.cuda.kernel import elementwise
 from effc.backends.tvm.grouping import (
     Group,
     Op,
-    fuse,
     is_constant,
     op_node,
     problem,
 )
 from effc.backends.tvm.grouping import _read as read_op
-from effc.backends.tvm.inplace import reuse_operands
 from effc.backends.tvm.isa import Isa
-from effc.backends.tvm.lower import _in_order, _Lowering, _plannable
+from effc.backends.tvm.lower import Lowering, lower_ops, shaped
 from effc.backends.tvm.ops.contract import Refused
-from effc.backends.tvm.plan import LayoutPlan, concat_offsets, plan_layouts, slice_offset
+from effc.backends.tvm.plan import concat_offsets, slice_offset
 from effc.backends.tvm.program import Kernel, Program
 from effc.backends.tvm.signature import signature
-from effc.core.errors import Problem, UnsupportedOpError
+from effc.core.errors import Problem
 from effc.core.integers import DOMAIN
-from effc.core.ir import shape_of
-from effc.core.shapes import infer_shapes
 
 _VECTOR = 16  # bytes that kernels read at once: nothing may begin elsewhere
 
@@ -41,36 +36,10 @@ def lower(model: ir.Model, gpu: Isa, cores: int, target: str = "this target") ->
 
     UnsupportedOpError lists every node that can't be lowered.
     """
-    model = model.clone()
-    if any(shape_of(v) is None for n in model.graph for v in n.outputs if v.name):
-        infer_shapes(model)
+    model = shaped(model)
     gpu = replace(gpu, lanes=channel_block(model))
     ops, problems = _read(model, cores)
-    inputs = [v for v in model.graph.inputs if not is_constant(v)]
-    groups, refused = _plannable(fuse(ops, model.graph.outputs), gpu)
-    problems += refused
-    if problems:
-        problems += _GpuLowering(LayoutPlan(gpu.lanes), gpu).try_all(groups)
-        raise UnsupportedOpError(target, _in_order(model, problems))
-    plan = plan_layouts(groups, inputs, model.graph.outputs, gpu)
-    plan.annotate()
-    lowering = _GpuLowering(plan, gpu)
-    for value in inputs:
-        lowering.input(value)
-    problems = lowering.groups(groups)
-    if problems:
-        raise UnsupportedOpError(target, _in_order(model, problems))
-    for value in model.graph.outputs:
-        lowering.output(value)
-    program = lowering.program
-    reuse_operands(program)
-    arena = plan_arena(program)
-    program.offsets, program.arena_bytes, program.arena_bound = (
-        arena.offsets,
-        arena.bytes,
-        arena.bound,
-    )
-    return program
+    return lower_ops(model, ops, problems, gpu, _GpuLowering, target)
 
 
 def channel_block(model: ir.Model) -> int:
@@ -113,7 +82,7 @@ def _op(model: ir.Model, node: ir.Node, cores: int) -> Iterator[Op]:
         yield op
 
 
-class _GpuLowering(_Lowering):
+class _GpuLowering(Lowering):
     """Kernels for GPUs in the places of those for CPUs."""
 
     def copy(self, source: str, target: str, template: str) -> None:
