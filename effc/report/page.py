@@ -14,7 +14,7 @@ from effc.core.artifact import Manifest, write_atomically
 from effc.core.measure import LayerTime
 from effc.report.charts import Bar, bars, steps
 from effc.report.precision_page import precision_section
-from effc.report.units import extents, milliseconds, preprocess_text, size
+from effc.report.units import extents, milliseconds, precision_text, preprocess_text, size
 
 _LAYERS = 40
 
@@ -71,7 +71,7 @@ def _head(title: str, manifest: Manifest) -> str:
 
 
 def _tiles(manifest: Manifest) -> str:
-    tiles = [("backend", manifest.backend), ("precision", manifest.precision)]
+    tiles = [("backend", manifest.backend), ("precision", precision_text(manifest))]
     ours = [m for m in manifest.measurements if not m.name.startswith("onnxruntime")]
     for m in ours:
         unit = "thread" if m.threads == 1 else "threads"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from effc.report.units import extents, milliseconds, preprocess_text, quantity, size
+from effc.report.units import extents, milliseconds, precision_text, preprocess_text, quantity, size
 
 if TYPE_CHECKING:
     from effc.bench import Bench
@@ -111,7 +111,7 @@ def build_report(result: BuildResult, seconds: float) -> Parts:
     parts.append(
         fields([
             ("artifact", str(result.path)),
-            ("target", f"{manifest.target} ({manifest.backend}, {manifest.precision})"),
+            ("target", f"{manifest.target} ({manifest.backend}, {precision_text(manifest)})"),
             ("size", _artifact_size(result.path)),
             ("built in", f"{seconds:.1f} s"),
             *_details(manifest),
@@ -146,7 +146,7 @@ def manifest_report(path: Path, manifest: Manifest) -> Parts:
         ("artifact", str(path)),
         ("source", f"{manifest.source.get('name', '')} ({manifest.source.get('frontend', '')}, "
                    f"SHA-256 {manifest.source.get('sha256', '')[:16]})"),
-        ("target", f"{manifest.target} ({manifest.backend}, {manifest.precision})"),
+        ("target", f"{manifest.target} ({manifest.backend}, {precision_text(manifest)})"),
         *[(f"input {s.name}", f"{s.dtype} {extents(s.shape)}") for s in manifest.inputs],
         *[(f"output {s.name}", f"{s.dtype} {extents(s.shape)}") for s in manifest.outputs],
         ("preprocess", preprocess_text(manifest)),

@@ -51,3 +51,11 @@ def preprocess_text(manifest: Manifest) -> str:
         return str(Preprocess.from_description(manifest.preprocess))
     except ConfigError:
         return str(manifest.preprocess)
+
+
+def precision_text(manifest: Manifest) -> str:
+    """The precision that was asked for; a model that came quantized keeps its integers under `fp32`."""
+    integers = any(p.id == "integerize" and p.rewrites for p in manifest.passes)
+    return (
+        "the model's integers" if integers and manifest.precision == "fp32" else manifest.precision
+    )

@@ -13,7 +13,7 @@ from effc.core.artifact import OutputError, PassEntry, Verdict
 from effc.core.measure import LayerTime, Measurement
 from effc.report.charts import Bar, bars, steps
 from effc.report.page import page
-from effc.report.units import extents, milliseconds, quantity, size
+from effc.report.units import extents, milliseconds, precision_text, quantity, size
 
 _VOID = {"meta"}
 
@@ -115,3 +115,10 @@ def test_units() -> None:
     assert [size(v) for v in (None, 5, 2048, 3 << 30)] == ["-", "5 B", "2 KiB", "3 GiB"]
     assert [quantity(v) for v in (None, 999, 325_400_448, 5e12)] == ["-", "999", "325 M", "5 T"]
     assert [extents(s) for s in (None, (), (1, "N", 3))] == ["?", "scalar", "1xNx3"]
+
+
+def test_a_model_that_came_quantized_is_not_called_fp32(built: BuildResult) -> None:
+    manifest = built.artifact.manifest
+    assert precision_text(manifest) == "fp32"
+    integers = PassEntry("integerize", "", "ROUNDED", 3)
+    assert "integers" in precision_text(msgspec.structs.replace(manifest, passes=(integers,)))
